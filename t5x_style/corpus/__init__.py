@@ -1,0 +1,1 @@
+"""Offline production of documents: web archives in, clean deduplicated text out."""

@@ -1,0 +1,1 @@
+"""The stages of the WanJuan-CC pipeline (arXiv 2402.19282)."""

@@ -1,0 +1,1 @@
+"""Online data: vocabulary, seqio tasks, token stores, packing, the index-addressed stream."""

@@ -1,0 +1,1 @@
+"""Measures over checkpoints, and the report page."""

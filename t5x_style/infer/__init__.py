@@ -1,0 +1,1 @@
+"""Sampling, KV-cache decoding and scoring."""

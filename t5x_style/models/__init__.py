@@ -1,0 +1,1 @@
+"""Modules that own names, shapes and logical axes; the maths lives in `ops`."""

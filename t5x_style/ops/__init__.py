@@ -1,0 +1,1 @@
+"""Pure functions without parameters: attention, rotary embedding, norms, losses."""

@@ -1,0 +1,1 @@
+"""State, step, loop, optimisers, schedules, checkpoints, metrics, faults."""
