@@ -24,6 +24,11 @@ _FORMAT = 1
 _READ_BYTES = 1 << 20
 
 
+def below(folder: str, name: str) -> str:
+    """Returns a path below a folder, so that a recipe names its root once."""
+    return f"{folder}/{name}"
+
+
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Returns the hex BLAKE2b-128 digest of a file's bytes, read in pieces of 1 MiB."""
     digest = hashlib.blake2b(digest_size=16)
