@@ -1,0 +1,308 @@
+"""The Dedup stage of WanJuan-CC: exact copies, then near-duplicates by MinHash-LSH.
+
+128 hashes over 5-grams of words, Jaccard similarity of at least 0.7, the newest copy stays
+(InternLM2 report, arXiv 2403.17297, section 3.1.1). The paper does not give bands and rows; those
+here (25 x 5) make a pair at 0.7 a candidate with probability 0.99, and since every candidate is
+verified by its exact Jaccard similarity, wrong merges do not occur. Connected components of the
+verified pairs are clusters.
+
+Works on all documents at once, and gives the same answer whatever order and batches they come in.
+Memory: 512 bytes of signature for each document, and the shingles of the candidates.
+
+Shapes: D documents, S shingles, H hashes, P pairs.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from t5x_style.corpus.text_hashes import TextBuffer, chunks, mix, ngram_hashes
+
+_EMPTY = np.uint32(0xFFFFFFFF)
+_IS_WORD_BYTE = np.zeros(256, bool)
+_IS_WORD_BYTE[[*range(48, 58), *range(97, 123), ord("_"), *range(128, 256)]] = True
+_NOT_WORD = re.compile(r"[^\w]+")
+_PAIRS_PER_BLOCK = 1 << 14
+
+
+@dataclasses.dataclass(frozen=True)
+class DedupSettings:
+    """How alike two documents must be for one of them to go.
+
+    Attributes:
+      num_hashes: hashes of a signature.
+      bands, rows: a pair is a candidate if all rows of some band agree; at most num_hashes in all.
+      ngram_words: words of a shingle.
+      min_jaccard: least similarity of the shingle sets of two near-duplicates.
+      max_bucket_documents: in a bucket of more documents than this each is compared with the first
+        and with its neighbours in order, not with all: thousands of copies of one page would make
+        millions of pairs.
+      seed: of the hash functions.
+    """
+
+    num_hashes: int = 128
+    bands: int = 25
+    rows: int = 5
+    ngram_words: int = 5
+    min_jaccard: float = 0.7
+    max_bucket_documents: int = 256
+    seed: int = 7
+
+    def __post_init__(self):
+        if self.bands * self.rows > self.num_hashes:
+            raise ValueError(
+                f"dedup.DedupSettings: bands * rows = {self.bands} * {self.rows} is more than "
+                f"num_hashes = {self.num_hashes}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """Which documents go: bool [D] arrays, and the number of near-duplicate clusters."""
+
+    exact: np.ndarray
+    near: np.ndarray
+    num_clusters: int
+
+
+def find_duplicates(
+    ids: Sequence[str],
+    priorities: Sequence[tuple[str, ...]],
+    texts: Callable[[Sequence[int] | None], Iterable[str]],
+    settings: DedupSettings,
+) -> Duplicates:
+    """Finds the documents that another, newer one makes superfluous.
+
+    Args:
+      ids: D ids, the last resort in choosing: the lowest stays.
+      priorities: D tuples of strings such as (dump, date): the highest stays.
+      texts: gives the texts of the documents with the numbers asked for (in rising order), or of
+        all; called twice, so that texts need not stay in memory.
+      settings: how alike.
+    """
+    num_documents = len(ids)
+    rank = _ranks(ids, priorities)
+    digests = np.empty(num_documents, "S32")
+    signatures = np.empty((num_documents, settings.num_hashes), np.uint32)
+    start = 0
+    for texts_chunk in _string_chunks(texts(None)):
+        stop = start + len(texts_chunk)
+        digests[start:stop] = [_normal_digest(text) for text in texts_chunk]
+        signatures[start:stop] = minhash_signatures(texts_chunk, settings)
+        start = stop
+    assert start == num_documents, (start, num_documents)
+    exact = _all_but_best(np.unique(digests, return_inverse=True)[1], rank)
+    left = np.flatnonzero(~exact)
+    # In the order of rank, so that which pairs are looked at depends on the documents alone.
+    left = left[np.argsort(rank[left])]
+    pairs_P2 = candidate_pairs(signatures[left], settings)
+    candidates = np.unique(pairs_P2)
+    by_number = np.sort(left[candidates])
+    shingles = dict(
+        zip(by_number.tolist(), _shingle_sets(texts(by_number.tolist()), settings), strict=True)
+    )
+    jaccard_P = jaccard_of_pairs(
+        [shingles[number] for number in left[candidates].tolist()],
+        np.searchsorted(candidates, pairs_P2),
+    )
+    edges = pairs_P2[jaccard_P >= settings.min_jaccard]
+    graph = sparse.coo_matrix(
+        (np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(left), len(left))
+    )
+    num_components, cluster = connected_components(graph, directed=False)
+    near = np.zeros(num_documents, bool)
+    near[left] = _all_but_best(cluster, rank[left])
+    sizes = np.bincount(cluster, minlength=num_components)
+    return Duplicates(exact, near, int((sizes > 1).sum()))
+
+
+def _ranks(ids: Sequence[str], priorities: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Returns int64 [D]: 0 for the document that stays before all others."""
+    order = sorted(range(len(ids)), key=lambda number: ids[number])
+    order.sort(key=lambda number: priorities[number], reverse=True)  # stable: ids decide ties
+    rank = np.empty(len(ids), np.int64)
+    rank[order] = np.arange(len(ids))
+    return rank
+
+
+def _all_but_best(groups: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Returns bool: whether another member of the group has a better rank."""
+    order = np.lexsort((rank, groups))
+    is_best = np.ones(len(groups), bool)
+    is_best[1:] = groups[order][1:] != groups[order][:-1]
+    goes = np.empty(len(groups), bool)
+    goes[order] = ~is_best
+    return goes
+
+
+def _string_chunks(texts: Iterable[str], num_chars: int = 1 << 20) -> Iterable[list[str]]:
+    held: list[str] = []
+    size = 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size >= num_chars:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _words_of(text: str) -> bytes:
+    """Lower-cases and puts a space for what is no word character: \\w of Unicode."""
+    text = text.lower()
+    return (text if text.isascii() else _NOT_WORD.sub(" ", text)).encode("utf-8", "replace")
+
+
+def _normal_digest(text: str) -> bytes:
+    words = b" ".join(_NOT_WORD.sub(" ", text.lower()).encode("utf-8", "replace").split())
+    # In hex, as NumPy's fixed-width bytes lose zero bytes at the end.
+    return hashlib.blake2b(words, digest_size=16).hexdigest().encode()
+
+
+def shingle_hashes(texts: Sequence[str], settings: DedupSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes the word n-grams of texts.
+
+    A text of fewer words than an n-gram has one shingle, all its words; one without words none.
+
+    Returns:
+      uint64 [S] hashes, repeated ones included, and int64 [D + 1] bounds of each text's.
+    """
+    n = settings.ngram_words
+    parts, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for chunk in chunks(_words_of(text) for text in texts):
+        buffer = TextBuffer.of(chunk)
+        starts, ends = buffer.words(_IS_WORD_BYTE)
+        words_W = buffer.span_hashes(starts, ends)
+        bounds = buffer.bounds(starts)
+        num_words = np.diff(bounds)
+        hashes = ngram_hashes(words_W, n)
+        # An n-gram starts where n - 1 more words of the same text follow.
+        left_W = np.repeat(bounds[1:], num_words) - np.arange(len(words_W))
+        whole = hashes[left_W[: len(hashes)] >= n]
+        counts = np.maximum(num_words - n + 1, 0)
+        is_short = (num_words > 0) & (num_words < n)
+        if is_short.any():
+            whole, counts = _with_short_texts(whole, counts, words_W, bounds, is_short)
+        parts.append(whole)
+        lengths.append(counts)
+    return np.concatenate(parts), np.append(0, np.cumsum(np.concatenate(lengths)))
+
+
+def _with_short_texts(
+    whole: np.ndarray,
+    counts: np.ndarray,
+    words_W: np.ndarray,
+    bounds: np.ndarray,
+    is_short: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inserts the one shingle of each text that is shorter than an n-gram."""
+    short = np.flatnonzero(is_short)
+    made = [
+        ngram_hashes(
+            words_W[bounds[number] : bounds[number + 1]], bounds[number + 1] - bounds[number]
+        )
+        for number in short
+    ]
+    places = np.append(0, np.cumsum(counts))[short]
+    counts = counts.copy()
+    counts[short] = 1
+    return np.insert(whole, places, np.concatenate(made)), counts
+
+
+def minhash_signatures(texts: Sequence[str], settings: DedupSettings) -> np.ndarray:
+    """Returns MinHash signatures, uint32 [D, H]; those of a text without words are all ones.
+
+    Slot j is min over shingles x of (a_j x + b_j) mod 2^32 with odd a_j, on shingle hashes folded
+    to 32 well-mixed bits. The whole 32-bit value is the hash: shifting it down, as multiply-shift
+    does for tables, leaves too few bits to tell shingles apart.
+    """
+    factors_H, offsets_H = _hash_functions(settings.num_hashes, settings.seed)
+    signatures = np.full((len(texts), settings.num_hashes), _EMPTY, np.uint32)
+    shingles_S, bounds = shingle_hashes(texts, settings)
+    folded_S = (shingles_S >> np.uint64(32)).astype(np.uint32)
+    filled = np.flatnonzero(np.diff(bounds))
+    for block in _blocks(bounds, filled):
+        first, last = bounds[block[0]], bounds[block[-1] + 1]
+        starts = bounds[block] - first
+        values = folded_S[first:last]
+        for slot in range(settings.num_hashes):
+            hashed = values * factors_H[slot] + offsets_H[slot]
+            signatures[block, slot] = np.minimum.reduceat(hashed, starts)
+    return signatures
+
+
+def _blocks(bounds: np.ndarray, filled: np.ndarray) -> Iterable[np.ndarray]:
+    """Cuts documents into blocks whose shingles fit the cache together."""
+    if not len(filled):
+        return []
+    block_of = bounds[filled] // (1 << 15)
+    return np.split(filled, np.flatnonzero(np.diff(block_of)) + 1)
+
+
+def _hash_functions(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    draws = mix(np.arange(2 * num_hashes, dtype=np.uint64) + (np.uint64(seed) << np.uint64(32)))
+    draws = (draws >> np.uint64(32)).astype(np.uint32)
+    return draws[:num_hashes] | np.uint32(1), draws[num_hashes:]
+
+
+def candidate_pairs(signatures_DH: np.ndarray, settings: DedupSettings) -> np.ndarray:
+    """Returns the pairs (int64 [P, 2], first < second, sorted) that agree in some band."""
+    num_documents = len(signatures_DH)
+    full = np.flatnonzero(~(signatures_DH == _EMPTY).all(axis=1))
+    found = [np.zeros(0, np.int64)]
+    for band in range(settings.bands):
+        rows = signatures_DH[full, band * settings.rows : (band + 1) * settings.rows]
+        keys = np.zeros(len(full), np.uint64)
+        for column in rows.T:
+            keys = mix(keys + column)
+        order = np.argsort(keys, kind="stable")
+        edges = np.flatnonzero(np.diff(keys[order])) + 1
+        starts, stops = np.append(0, edges), np.append(edges, len(order))
+        shared = stops - starts > 1
+        for start, stop in zip(starts[shared].tolist(), stops[shared].tolist(), strict=True):
+            members = full[order[start:stop]]  # rising, as the sort is stable
+            first, second = _pairs_of_bucket(members, settings.max_bucket_documents)
+            found.append(first * num_documents + second)
+    codes = np.unique(np.concatenate(found))
+    return np.stack(np.divmod(codes, max(num_documents, 1)), axis=1)
+
+
+def _pairs_of_bucket(members: np.ndarray, max_all: int) -> tuple[np.ndarray, np.ndarray]:
+    if len(members) <= max_all:
+        first, second = np.triu_indices(len(members), 1)
+        return members[first], members[second]
+    star = np.full(len(members) - 1, members[0])
+    return np.append(star, members[1:-1]), np.append(members[1:], members[2:])
+
+
+def _shingle_sets(texts: Iterable[str], settings: DedupSettings) -> Iterable[np.ndarray]:
+    for chunk in _string_chunks(texts):
+        shingles, bounds = shingle_hashes(chunk, settings)
+        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            yield np.unique(shingles[start:stop])
+
+
+def jaccard_of_pairs(sets: Sequence[np.ndarray], pairs_P2: np.ndarray) -> np.ndarray:
+    """Returns the exact Jaccard similarity, float64 [P], of pairs of sorted sets of hashes."""
+    if not len(pairs_P2):
+        return np.zeros(0)
+    sizes = np.fromiter((len(members) for members in sets), np.int64, len(sets))
+    columns, incidence = np.unique(np.concatenate(sets), return_inverse=True)
+    matrix = sparse.csr_matrix(
+        (np.ones(len(incidence), np.int32), incidence, np.append(0, np.cumsum(sizes))),
+        shape=(len(sets), len(columns)),
+    )
+    shared = [np.zeros(0, np.int64)]
+    for start in range(0, len(pairs_P2), _PAIRS_PER_BLOCK):
+        block = pairs_P2[start : start + _PAIRS_PER_BLOCK]
+        both = matrix[block[:, 0]].multiply(matrix[block[:, 1]])
+        shared.append(np.asarray(both.sum(axis=1)).ravel())
+    common = np.concatenate(shared)
+    union = sizes[pairs_P2[:, 0]] + sizes[pairs_P2[:, 1]] - common
+    return common / np.maximum(union, 1)

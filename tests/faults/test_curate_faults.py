@@ -1,0 +1,108 @@
+"""Curation of hostile pages, and curation killed at any moment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from t5x_style.artifacts import MANIFEST_NAME
+from t5x_style.corpus.documents import Funnel, read_documents
+from t5x_style.corpus.guard import GuardLimits
+from t5x_style.corpus.wanjuan_cc.raw import RawSettings
+from t5x_style.run.curate import CurateSettings, curate
+from tests.unit.web_archives import prose, prose_pages, write_archive
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "".join(f"<p>{paragraph}</p>" for paragraph in prose(1000)).encode()
+
+NUMBERS = [str(number * 7919 % 100_003) for number in range(300_000)]
+
+# Pages that cost parsers much; those with a reason are dropped, the others give their text.
+HOSTILE = {
+    "attributes": (b"<p " + b" ".join(b"a%d=1" % i for i in range(100_000)) + b">" + TEXT, None),
+    "depth": (b"<div>" * 100_000 + TEXT, "too_deep"),
+    "tags": (b"<br>" * 400_000 + TEXT, "too_many_tags"),
+    "long line": (b"<p>" + " ".join(NUMBERS).encode(), "text_too_long"),
+    "broken utf-8": (b"\xff\xfe\xfd" * 100_000, "language"),
+    "no end": (b"<script>" + b"x" * 1_000_000, "empty"),
+}
+
+
+def test_hostile_pages_cost_bounded_time_and_the_rest_is_intact(tmp_path):
+    good = prose_pages(40)
+    hostile = [(f"http://hostile.org/{name}", body) for name, (body, _) in HOSTILE.items()]
+    archive = write_archive(tmp_path / "x.warc.gz", [*good[:20], *hostile, *good[20:]])
+    start = time.monotonic()
+    curate(str(tmp_path / "d"), str(archive), num_workers=2)
+    assert time.monotonic() - start < 60
+    urls = urls_of(tmp_path / "d")
+    assert [url for url in urls if "example" in url] == [url for url, _ in good]
+    assert [url for url in urls if "hostile" in url] == ["http://hostile.org/attributes"]
+    reasons = Counter(reason for _, reason in HOSTILE.values() if reason)
+    assert Funnel.read(tmp_path / "d").steps["raw"].dropped == reasons
+
+
+def test_a_page_that_an_extractor_does_not_get_through_is_given_up(tmp_path):
+    good = prose_pages(12)
+    # Within all caps on the source, and yet it keeps trafilatura busy for minutes.
+    lists = ("http://hostile.org/lists", b"<ul><li>word word</ul>" * 80_000)
+    archive = write_archive(tmp_path / "x.warc.gz", [*good[:5], lists, *good[5:]])
+    settings = CurateSettings(
+        raw=RawSettings(extractor="trafilatura"),
+        limits=GuardLimits(cpu_secs=2, wall_secs=60, memory_bytes=1 << 30),
+    )
+    curate(str(tmp_path / "d"), str(archive), settings=settings, num_workers=2)
+    assert urls_of(tmp_path / "d") == [url for url, _ in good]
+    assert Funnel.read(tmp_path / "d").steps["raw"].dropped == {"timeout": 1}
+
+
+def urls_of(folder):
+    return [url for batch in read_documents(folder, ["url"]) for url in batch["url"].to_pylist()]
+
+
+def start_curate(folder, archives):
+    program = (
+        "from t5x_style.run.curate import curate\n"
+        f"curate({str(folder)!r}, {str(archives)!r}, num_workers=2)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def test_curation_killed_at_any_moment_ends_with_the_same_bytes(tmp_path):
+    archives = tmp_path / "in"
+    for number in range(4):
+        pages = prose_pages(60, first_seed=50 * number)  # ten pages in two archives each
+        write_archive(archives / f"{number}.warc.gz", pages, f"DUMP-{number}")
+    start = time.monotonic()
+    assert start_curate(tmp_path / "expected", archives).wait() == 0
+    whole_secs = time.monotonic() - start
+    expected = json.loads((tmp_path / "expected" / MANIFEST_NAME).read_text())
+    assert expected["counts"]["documents"] == 210
+    folder = tmp_path / "killed"
+    kills = 0
+    for share in (0.4, 0.5, 0.6, 0.7, 0.8, None):
+        process = start_curate(folder, archives)
+        try:
+            process.wait(share and share * whole_secs)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    assert kills
+    assert process.returncode == 0
+    found = json.loads((folder / MANIFEST_NAME).read_text())
+    assert found["content"] == expected["content"]
+    assert found["outputs"] == expected["outputs"]
+    assert not list(tmp_path.glob(".*partial*")) + list(
+        (tmp_path / "killed.work").glob(".*partial*")
+    )

@@ -1,0 +1,5 @@
+"""Ends the process with a signal when imported."""
+
+import os
+
+os.abort()

@@ -1,0 +1,3 @@
+"""Needs what a crawl may declare absent."""
+
+import colorsys  # noqa: F401
