@@ -1,0 +1,194 @@
+"""The InternLM2 transformer: embedding, blocks, final normalisation and the head's weight.
+
+The module returns hidden states; the head is applied by whoever needs logits, since training
+never forms them whole. Losses, decoding and weight conversion are elsewhere.
+Legend: B batch, T length, D model, V vocabulary (padded), R = head dim / 2.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from t5x_style.models import initializers
+from t5x_style.models.config import TransformerConfig
+from t5x_style.models.layers import Block, RMSNorm, weight
+from t5x_style.ops import rotary
+from t5x_style.parallel import remat
+from t5x_style.parallel.rules import constrain, gather
+
+Params = Mapping[str, Any]
+
+_MASKED_LOGIT = -1e30  # finite, so that 0 * logit is 0 in entropies
+
+
+class TokenEmbedding(nn.Module):
+    """The table that turns ids into vectors."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        config = self.config
+        table_VD = weight(
+            self,
+            config,
+            "embedding",
+            initializers.normal(config.init_std),
+            (config.padded_vocab_size, config.embed_dim),
+            ("vocab", "embed"),
+        )
+        table_VD: Any = gather(table_VD, ("vocab", "embed"))
+        return jnp.take(table_VD, tokens_BT, axis=0).astype(config.dtype)
+
+
+class Head(nn.Module):
+    """Holds the output matrix, which `head_kernel` and `logits` read."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        config = self.config
+        return weight(
+            self,
+            config,
+            "kernel",
+            initializers.normal(config.init_std),
+            (config.embed_dim, config.padded_vocab_size),
+            ("embed", "vocab"),
+        )
+
+
+class Transformer(nn.Module):
+    """Decoder (or, with config.causal False, encoder) without its head.
+
+    Params: tok_embeddings/embedding [V, D], layers/... with a leading layer dimension or
+    layers_0/... layers_1/..., norm/scale [D], output/kernel [D, V].
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the hidden states after the final normalisation.
+
+        Args:
+          tokens_BT: int32 ids [B, T].
+          positions_BT: int32 rotary positions; None counts each row from 0.
+          segment_ids_BT: int32 segment of each token, 0 for padding; tokens see only their own
+            segment. None if each row is one segment.
+
+        Returns:
+          [B, T, D] in config.dtype.
+        """
+        config = self.config
+        x_BTD = TokenEmbedding(config, name="tok_embeddings")(tokens_BT)
+        x_BTD = constrain(x_BTD, "act_batch", "act_length", "act_embed")
+        if positions_BT is None:
+            positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+        tables = rotary_tables(config, positions_BT)
+        if config.scan_layers:
+            block = _with_remat(Block, config, in_scan=True)
+            layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast, 0),  # type: ignore[reportArgumentType]
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(config, name="layers")
+            x_BTD, _ = layers(x_BTD, tables, segment_ids_BT, jnp.arange(config.num_layers))
+        else:
+            block = _with_remat(Block, config, in_scan=False)
+            for i in range(config.num_layers):
+                x_BTD, _ = block(config, name=f"layers_{i}")(x_BTD, tables, segment_ids_BT, i)
+        Head(config, name="output")()
+        return RMSNorm(config, name="norm")(x_BTD)
+
+
+def _with_remat(block: type[Block], config: TransformerConfig, *, in_scan: bool) -> Any:
+    if config.remat == "none":
+        return block
+    return nn.remat(block, policy=remat.policy(config.remat), prevent_cse=not in_scan)
+
+
+def rotary_tables(
+    config: TransformerConfig, positions_BT: jax.Array, *, length: int | None = None
+) -> rotary.RotaryTables:
+    """Returns the rotary tables of a model at the given positions.
+
+    Args:
+      config: the model.
+      positions_BT: int32 [B, T].
+      length: tokens that the dynamic-NTK base is chosen for, once; generation gives the prompt's.
+        T if None. Only read where config.dynamic_ntk_factor is set.
+    """
+    base = config.rope_base
+    if config.dynamic_ntk_factor is not None:
+        base = rotary.dynamic_ntk_base(
+            base,
+            config.head_dim,
+            length=positions_BT.shape[1] if length is None else length,
+            trained_length=config.trained_length,
+            factor=config.dynamic_ntk_factor,
+        )
+    return rotary.rotary_tables(positions_BT, head_dim=config.head_dim, base=base)
+
+
+def init_params(config: TransformerConfig, rng: jax.Array) -> Any:
+    """Returns freshly drawn params, each leaf boxed with its logical axes.
+
+    Wrap it in `jax.eval_shape` for shapes alone, and see `nn.unbox` for bare arrays.
+    """
+    return Transformer(config).init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def head_kernel(params: Params, config: TransformerConfig) -> jax.Array:
+    """Returns the head's matrix [D, V] in param dtype, its columns L2-normalised if so configured.
+
+    Columns from config.vocab_size on are padding.
+    """
+    kernel_DV = params["output"]["kernel"]
+    if not config.normalized_head:
+        return kernel_DV
+    wide = kernel_DV.astype(jnp.promote_types(kernel_DV.dtype, jnp.float32))
+    norm_V = jnp.sqrt(jnp.sum(jnp.square(wide), axis=0, keepdims=True))
+    return (wide / jnp.maximum(norm_V, 1e-12)).astype(kernel_DV.dtype)
+
+
+def logits(params: Params, config: TransformerConfig, hidden: jax.Array) -> jax.Array:
+    """Returns the logits [..., V] of hidden states [..., D] in fp32.
+
+    Ids from config.vocab_size on get -1e30, which no softmax or argmax sees.
+    """
+    kernel_DV = head_kernel(params, config).astype(hidden.dtype)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    logits_V = jnp.dot(hidden, kernel_DV, preferred_element_type=wide)
+    is_padding_V = jnp.arange(config.padded_vocab_size) >= config.vocab_size
+    return jnp.where(is_padding_V, _MASKED_LOGIT, logits_V)
+
+
+def stack_layers(params: Params) -> dict[str, Any]:
+    """Returns params with layers_0, layers_1, ... stacked to `layers`, as a scan reads them."""
+    num_layers = sum(name.startswith("layers_") for name in params)
+    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    layers = [params[f"layers_{i}"] for i in range(num_layers)]
+    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def unstack_layers(params: Params, num_layers: int) -> dict[str, Any]:
+    """Returns params with `layers` taken apart to layers_0, layers_1, ..."""
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    return rest | {
+        f"layers_{i}": jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: B023
+        for i in range(num_layers)
+    }

@@ -1,0 +1,220 @@
+"""Scaled dot-product attention behind one function, with implementations chosen by platform.
+
+    name       runs on    packed rows               made for
+    splash     TPU        yes                       training on TPUs
+    cudnn      GPU        up to MASK_TOKENS tokens  training on GPUs in 16 bit
+    blockwise  anything   yes                       CPUs, other precisions, other orders of keys
+    reference  anything   yes                       tests: holds the whole score matrix
+
+Legend: B batch, T queries, S keys, N query heads, K key and value heads, G = N / K, H head dim.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from t5x_style.ops.attention_kernels import cudnn_attention, splash_attention
+from t5x_style.ops.blockwise_attention import HIDDEN_SCORE, blockwise_attention
+from t5x_style.parallel.islands import on_each_device
+from t5x_style.parallel.mesh import platform
+
+# cuDNN is given packed rows as a mask of [T, S] for each row, so not at any length.
+MASK_TOKENS = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One device's part of a call of `attend`."""
+
+    q_BTNH: jax.Array
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+    q_positions_BT: jax.Array | None
+    k_positions_BS: jax.Array | None
+    q_segments_BT: jax.Array | None
+    k_segments_BS: jax.Array | None
+    causal: bool = True
+    block_tokens: int | None = None
+
+    @property
+    def is_within_one_array(self) -> bool:
+        """Whether queries and keys are the same tokens, in the order in which they lie."""
+        return self.q_positions_BT is None and self.q_BTNH.shape[1] == self.k_BSKH.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Implementation:
+    """A way to compute attention.
+
+    Attributes:
+      run: from a call to [B, T, N, H].
+      platforms: those that it is made for; None for any.
+      refusal: why it cannot do a call, None if it can.
+    """
+
+    run: Callable[[_Call], jax.Array]
+    platforms: tuple[str, ...] | None = None
+    refusal: Callable[[_Call], str | None] = lambda call: None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it runs on the platform in use."""
+        return self.platforms is None or platform() in self.platforms
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    q_positions_BT: jax.Array | None = None,
+    k_positions_BS: jax.Array | None = None,
+    q_segments_BT: jax.Array | None = None,
+    k_segments_BS: jax.Array | None = None,
+    causal: bool = True,
+    implementation: str | None = None,
+    block_tokens: int | None = None,
+) -> jax.Array:
+    """Returns `softmax(q k^T / sqrt(H)) v` over the keys that each query may see.
+
+    A query sees a key of its own segment that, if causal, is not after it. Query head n reads key
+    and value head n // G; keys and values are never repeated in memory. Rows and heads are cut over
+    the mesh in use as the rules say, and each device computes its own.
+
+    Args:
+      q_BTNH, k_BSKH, v_BSKH: queries, keys, values.
+      q_positions_BT, k_positions_BS: int32 order for the causal comparison; None for the order in
+        the array, which is what packed rows need and which is faster.
+      q_segments_BT, k_segments_BS: int32 segment of each token, 0 for padding; None if all are one
+        segment. Where queries and keys are the same tokens the two are one array.
+      causal: whether keys after the query are hidden.
+      implementation: one of `available()`; None chooses by platform and by what the call needs.
+      block_tokens: block length of the blockwise implementation; None chooses by size.
+
+    Returns:
+      [B, T, N, H], dtype of q. A query that sees no key gets zeros.
+
+    Raises:
+      ValueError: the implementation is unknown, not available on this platform, or cannot do this.
+    """
+    batch, length, num_heads, head_dim = q_BTNH.shape
+    kv_heads = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, num_heads // kv_heads, head_dim)
+
+    def local(q_BTKGH, k_BSKH, v_BSKH, *marks):
+        batch, length, kv_heads, groups, head_dim = q_BTKGH.shape
+        q_BTNH = q_BTKGH.reshape(batch, length, kv_heads * groups, head_dim)
+        call = _Call(q_BTNH, k_BSKH, v_BSKH, *marks, causal=causal, block_tokens=block_tokens)
+        return _choose(implementation, call).run(call).reshape(q_BTKGH.shape)
+
+    # Key and value heads take the mesh axes that divide them, the queries of one head the rest.
+    q_names = ("act_batch", None, "act_heads", "act_heads", "act_head_dim")
+    kv_names = ("act_batch", None, "act_heads", "act_head_dim")
+    marks = (q_positions_BT, k_positions_BS, q_segments_BT, k_segments_BS)
+    out_BTKGH = on_each_device(
+        local,
+        (q_BTKGH, k_BSKH, v_BSKH, *marks),
+        (q_names, kv_names, kv_names, *[("act_batch", None)] * len(marks)),
+        q_BTKGH.shape,
+        q_names,
+    )
+    return out_BTKGH.reshape(q_BTNH.shape)
+
+
+def available() -> tuple[str, ...]:
+    """Returns the names of the implementations that run on the platform in use."""
+    return tuple(name for name, it in _IMPLEMENTATIONS.items() if it.is_available)
+
+
+def _choose(name: str | None, call: _Call) -> _Implementation:
+    if name is None:
+        kernels = (it for it in _IMPLEMENTATIONS.values() if it.platforms and it.is_available)
+        fitting = (it for it in kernels if it.refusal(call) is None)
+        return next(fitting, _IMPLEMENTATIONS["blockwise"])
+    if name not in available():
+        known = _IMPLEMENTATIONS.get(name)
+        what = f"runs on {known.platforms}" if known else "is unknown"
+        raise ValueError(
+            f"attention implementation {name!r} {what}; on this platform, {platform()}, there are "
+            f"{available()}: set config.TransformerConfig.attention to one of them, or to None to "
+            "choose by platform"
+        )
+    reason = _IMPLEMENTATIONS[name].refusal(call)
+    if reason is not None:
+        raise ValueError(
+            f"attention implementation {name!r} cannot be used here: {reason}; set "
+            f"config.TransformerConfig.attention to another of {available()}, or to None"
+        )
+    return _IMPLEMENTATIONS[name]
+
+
+def _blockwise(call: _Call) -> jax.Array:
+    fields = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
+    return blockwise_attention(**fields)[0]
+
+
+def _reference(call: _Call) -> jax.Array:
+    q_BTNH, k_BSKH, v_BSKH = call.q_BTNH, call.k_BSKH, call.v_BSKH
+    batch, length, num_heads, head_dim = q_BTNH.shape
+    num_keys, kv_heads = k_BSKH.shape[1:3]
+    wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, num_heads // kv_heads, head_dim)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=wide)
+    visible_BTS = jnp.ones((1, length, num_keys), bool)
+    if call.causal:
+        q_order = jnp.arange(length)[None] if call.q_positions_BT is None else call.q_positions_BT
+        k_order = jnp.arange(num_keys)[None] if call.k_positions_BS is None else call.k_positions_BS
+        visible_BTS = visible_BTS & (q_order[:, :, None] >= k_order[:, None, :])
+    if call.q_segments_BT is not None and call.k_segments_BS is not None:
+        same_BTS = call.q_segments_BT[:, :, None] == call.k_segments_BS[:, None, :]
+        visible_BTS = visible_BTS & same_BTS
+    visible = visible_BTS[:, None, None]
+    scores = jnp.where(visible, scores * head_dim**-0.5, HIDDEN_SCORE)
+    p = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0)
+    out = jnp.einsum("bkgts,bskh->btkgh", p.astype(v_BSKH.dtype), v_BSKH)
+    return out.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def _splash(call: _Call) -> jax.Array:
+    return splash_attention(
+        call.q_BTNH, call.k_BSKH, call.v_BSKH, call.q_segments_BT, causal=call.causal
+    )
+
+
+def _splash_refusal(call: _Call) -> str | None:
+    if not call.is_within_one_array:
+        return "splash attention is for queries and keys of the same tokens in their own order"
+    return None
+
+
+def _cudnn(call: _Call) -> jax.Array:
+    return cudnn_attention(
+        call.q_BTNH, call.k_BSKH, call.v_BSKH, call.q_segments_BT, causal=call.causal
+    )
+
+
+def _cudnn_refusal(call: _Call) -> str | None:
+    length, head_dim = call.q_BTNH.shape[1], call.q_BTNH.shape[-1]
+    if call.q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN attention is for bfloat16 and float16, not {call.q_BTNH.dtype}"
+    if head_dim > 128 or head_dim % 8:
+        return f"cuDNN attention wants a head dim that is a multiple of 8 up to 128, not {head_dim}"
+    if not call.is_within_one_array:
+        return "cuDNN attention is for queries and keys of the same tokens in their own order"
+    if call.q_segments_BT is not None and length > MASK_TOKENS:
+        return (
+            f"packed rows of {length} tokens would need a mask of that square, and are limited to "
+            f"{MASK_TOKENS} tokens"
+        )
+    return None
+
+
+# In the order in which a platform's choice is made.
+_IMPLEMENTATIONS = {
+    "splash": _Implementation(_splash, ("tpu",), _splash_refusal),
+    "cudnn": _Implementation(_cudnn, ("gpu", "cuda"), _cudnn_refusal),
+    "blockwise": _Implementation(_blockwise),
+    "reference": _Implementation(_reference),
+}

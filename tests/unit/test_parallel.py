@@ -1,0 +1,84 @@
+"""Meshes and rules: how devices are shared out and dimensions laid over them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from t5x_style.parallel import remat, rules
+from t5x_style.parallel.mesh import MeshConfig, platform
+
+
+def test_one_axis_takes_the_devices_that_are_left():
+    assert MeshConfig(fsdp=2, tensor=2).shape(16)["data"] == 4
+    assert MeshConfig(data=2, fsdp=-1).shape(16)["fsdp"] == 8
+    assert MeshConfig(data=2, fsdp=2, seq=2, tensor=2, expert=1).shape(16)["seq"] == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tensor": 3}, "multiple of 3 devices and there are 8"),
+        ({"data": 4}, "needs 4 devices and there are 8"),
+        ({"fsdp": -1}, "at most one is -1.*MeshConfig.fsdp"),
+        ({"seq": 0}, "at least 1.*MeshConfig.seq"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        MeshConfig(**sizes).shape(8)
+
+
+def test_the_mesh_is_left_to_the_compiler():
+    mesh = MeshConfig(fsdp=2).build()
+    assert mesh.shape["data"] * 2 == jax.device_count() == mesh.size
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def test_a_mesh_over_given_devices():
+    mesh = MeshConfig().build(jax.devices()[:2])
+    assert list(mesh.devices.flat) == jax.devices()[:2]
+    with jax.set_mesh(mesh):
+        assert platform() == "cpu"
+
+
+def test_dimensions_are_laid_over_the_axes_of_their_rules():
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    spec = rules.spec_of(("act_batch", "act_length", "act_heads"), (8, 4, 6), mesh)
+    assert spec == PartitionSpec(("data", "fsdp"), None, ("tensor",))
+    # Three rows cannot be shared: a short batch is whole, a weight is an error.
+    assert rules.spec_of(("act_batch",), (3,), mesh) == PartitionSpec(None)
+    with pytest.raises(ValueError, match=r"'heads' of size 3.*2 parts.*MeshConfig.tensor"):
+        rules.sharding_of(("heads",), (3,), mesh)
+
+
+def test_an_axis_is_used_once_in_an_array():
+    mesh = MeshConfig(data=2, tensor=4).build()
+    spec = rules.spec_of(("act_heads", "act_heads"), (2, 8), mesh)
+    assert spec == PartitionSpec(None, ("tensor",))
+    assert rules.spec_of(("act_heads", "act_mlp"), (4, 8), mesh) == PartitionSpec(("tensor",), None)
+
+
+def test_a_table_of_ones_own():
+    mesh = MeshConfig(data=1, fsdp=8).build()
+    own = {**rules.DEFAULT_RULES, "embed": (), "mlp": ("fsdp",)}
+    with rules.axis_rules(own):
+        assert rules.spec_of(("embed", "mlp"), (8, 8), mesh) == PartitionSpec(None, ("fsdp",))
+    assert rules.spec_of(("embed", "mlp"), (8, 8), mesh) == PartitionSpec(("fsdp",), None)
+    with pytest.raises(ValueError, match=r"'experts' of .* not in the rule table"):
+        rules.spec_of(("experts",), (8,), mesh)
+
+
+def test_constrain_moves_arrays_and_does_nothing_without_a_mesh():
+    x = jnp.ones((8, 4))
+    assert rules.constrain(x, "act_batch", "act_embed") is x
+    with jax.set_mesh(MeshConfig().build()):
+        y = jax.jit(lambda x: rules.constrain(x, "act_batch", "act_embed"))(x)
+    assert y.sharding.shard_shape(y.shape) == (1, 4)
+
+
+def test_only_names_of_policies_are_policies():
+    assert callable(remat.policy("full"))
+    for name in ("none", "most"):
+        with pytest.raises(ValueError, match=f"remat = '{name}'"):
+            remat.policy(name)
