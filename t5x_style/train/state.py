@@ -1,0 +1,144 @@
+"""The train state: its shapes and shardings before any array exists, and its first values.
+
+The abstract state comes first, so that a step can be compiled and a checkpoint read straight into
+place while nothing is allocated yet. Where the first values come from is decided by `run/train.py`
+in a stated order: the run's own newest checkpoint, an earlier run's, fresh ones.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from t5x_style.parallel import rules as axis_rules
+
+Params = Any
+
+
+class InitialisesParams(Protocol):
+    """What a state needs of an objective: boxed params, drawn or as shapes alone."""
+
+    def init(self, rng: jax.Array) -> Any:
+        """Returns fresh params, each leaf boxed with its logical axes."""
+        ...
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 scalar, batches consumed since the start of the whole plan, skipped ones included.
+      params: tree of parameters in their own dtype.
+      opt_state: state of the optax transformation.
+      skipped_steps: int32 scalar, updates not made because a gradient was not finite.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    skipped_steps: jax.Array
+
+
+def abstract_state(
+    objective: InitialisesParams,
+    transformation: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: axis_rules.Rules | None = None,
+) -> TrainState:
+    """Returns the state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`.
+
+    Optimiser moments lie as the parameters they belong to; everything else is on every device.
+
+    Raises:
+      ValueError: a mesh axis does not divide a dimension that the rules cut by it.
+    """
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    params = jax.tree.map(lambda box: _abstract_param(box, mesh, rules), boxed, is_leaf=_is_box)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def on_every_device(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+
+    opt_state = optax.tree.map_params(
+        transformation,
+        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
+        jax.eval_shape(transformation.init, params),
+        params,
+        transform_non_params=on_every_device,
+    )
+    count = on_every_device(jax.ShapeDtypeStruct((), jnp.int32))
+    return TrainState(step=count, params=params, opt_state=opt_state, skipped_steps=count)
+
+
+def logical_axes(objective: InitialisesParams) -> dict[str, tuple[str | None, ...]]:
+    """Returns the logical axes of each parameter by its name, as `leaf_names` spells it."""
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box)
+    return {leaf_name(path): _axes(leaf) for path, leaf in leaves}
+
+
+def initialise(
+    objective: InitialisesParams,
+    transformation: optax.GradientTransformation,
+    abstract: TrainState,
+    seed: int,
+) -> TrainState:
+    """Returns a fresh state, drawn on the devices that will hold it; the same on any mesh."""
+
+    def draw(rng: jax.Array) -> TrainState:
+        params = nn.unbox(objective.init(rng))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, transformation.init(params), zero)
+
+    return _on_its_devices(draw, abstract)(jax.random.key(seed))
+
+
+def with_params(
+    params: Params, transformation: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
+    """Returns a state at step 0 that starts from given params, with a fresh optimiser state."""
+
+    def start(params: Params) -> TrainState:
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, transformation.init(params), zero)
+
+    return _on_its_devices(start, abstract)(params)
+
+
+def leaf_name(path: Any) -> str:
+    """Returns the name of a leaf, such as "params/layers/attention/wqkv", from its key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by name."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def replace_leaves(tree: Any, leaves: dict[str, Any]) -> Any:
+    """Returns `tree` with each leaf replaced by the one of its name."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[leaf_name(path)], tree)
+
+
+def _on_its_devices(function: Callable[..., TrainState], abstract: TrainState) -> Any:
+    return jax.jit(function, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.Partitioned)
+
+
+def _axes(leaf: Any) -> tuple[str | None, ...]:
+    return tuple(leaf.names) if _is_box(leaf) else (None,) * leaf.ndim
+
+
+def _abstract_param(leaf: Any, mesh: Mesh, rules: axis_rules.Rules | None) -> Any:
+    value = leaf.value if _is_box(leaf) else leaf
+    sharding = axis_rules.sharding_of(_axes(leaf), value.shape, mesh, rules=rules)
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)

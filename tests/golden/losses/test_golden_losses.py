@@ -1,0 +1,82 @@
+"""Ten steps of a tiny model, fp32, on the CPU: the losses are those of the committed text.
+
+A change that should not alter the arithmetic must leave them alone. After one that should:
+`pytest tests/golden/losses --update-golden`, and say why in the commit.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from t5x_style.models.config import TransformerConfig
+from t5x_style.objectives.causal_lm import CausalLM
+from t5x_style.train.optimizers import AdamW
+from t5x_style.train.schedules import WarmupCosine
+from t5x_style.train.state import TrainState
+from t5x_style.train.step import make_train_step
+
+FOLDER = Path(__file__).parent
+# Other processors add in another order; what a change of the arithmetic does is far larger.
+TOLERANCE = 2e-5
+
+
+def batch_at(step, rows=8, length=32, vocab_size=64):
+    """Rows of two packed documents whose ids count up, some padding, and a masked stretch."""
+    rng = np.random.default_rng(step)
+    place = np.broadcast_to(np.arange(length + 1), (rows, length + 1))
+    tokens = ((rng.integers(3, vocab_size, (rows, 1)) + place) % vocab_size).astype(np.int32)
+    cut = rng.integers(8, length - 8, (rows, 1))
+    place = place[:, :-1]
+    segments = np.where(place < cut, 1, np.where(place < length - 3, 2, 0)).astype(np.int32)
+    weights = (segments > 0) & (place != 5)
+    return {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "positions": np.where(place < cut, place, place - cut).astype(np.int32),
+        "segment_ids": segments,
+        "loss_weights": weights.astype(np.float32),
+        "target_bytes": np.full((rows, length), 2, np.int32),
+    }
+
+
+def test_causal_lm(request):
+    config = TransformerConfig(
+        vocab_size=64,
+        num_layers=2,
+        embed_dim=32,
+        num_query_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_dim=64,
+        rope_base=10_000.0,
+    )
+    objective = CausalLM(config, z_loss=1e-4, loss_chunk_tokens=64)
+    optimizer = AdamW()
+    transformation = optimizer.transformation()
+    params = nn.unbox(objective.init(jax.random.key(0)))
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, params, transformation.init(params), zero)
+    schedule = WarmupCosine(peak=1e-2, total_steps=10, warmup_steps=3)
+    step = jax.jit(
+        make_train_step(
+            objective, transformation, schedule, clip_norm=1.0, num_microbatches=2, seed=0
+        )
+    )
+    lines = []
+    for number in range(10):
+        state, metrics = step(state, batch_at(number))
+        loss, grad_norm = (float(metrics[k][0] / metrics[k][1]) for k in ("loss", "grad_norm"))
+        lines.append(f"{number + 1} {loss:.8f} {grad_norm:.8f}")
+    text = "step loss grad_norm\n" + "\n".join(lines) + "\n"
+    golden = FOLDER / "causal_lm.txt"
+    if request.config.getoption("--update-golden"):
+        golden.write_text(text)
+    found, expected = (
+        np.array([line.split() for line in t.splitlines()[1:]], float)
+        for t in (text, golden.read_text())
+    )
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
+    assert expected[-1, 1] < 0.8 * expected[0, 1], "ten steps learn something"
