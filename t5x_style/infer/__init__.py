@@ -1,1 +1,4 @@
-"""Sampling, KV-cache decoding and scoring."""
+"""Generating and scoring text with a trained model.
+
+`sampler.Sampler` is the way in for generation, `scoring` for log-probabilities of given text.
+"""

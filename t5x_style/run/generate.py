@@ -1,0 +1,115 @@
+"""The generate verb: what checkpoints write after prompts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from t5x_style.artifacts import Artifact
+from t5x_style.config import cli
+from t5x_style.data.vocabulary import Vocabulary
+from t5x_style.infer.sampler import Sampler
+from t5x_style.infer.sampling import Sampling
+from t5x_style.models.config import TransformerConfig
+from t5x_style.progress import progress
+from t5x_style.train import checkpoint, state
+from t5x_style.train.fingerprint import digest
+
+SAMPLES_NAME = "samples.json"
+
+
+def generate(
+    checkpoints: Mapping[str, str | tuple[str, int]],
+    vocabulary: str,
+    prompts: Sequence[str],
+    output_dir: str,
+    max_new_tokens: int = 128,
+    *,
+    sampling: Sampling = Sampling(top_p=0.9),  # noqa: B008 (frozen)
+    seed: int = 0,
+    max_batch_rows: int = 32,
+) -> None:
+    """Writes samples.json: one sample for each checkpoint and prompt.
+
+    A sample ends at the end-of-text token or after max_new_tokens. An empty prompt asks for a text
+    from its beginning.
+
+    Args:
+      checkpoints: name to run folder (its newest step), or to (run folder, step).
+      vocabulary: the vocabulary's folder, or a `tokenizer.model`.
+      prompts: texts to continue; each begins a document.
+      output_dir: folder to write.
+      max_new_tokens: largest number of new tokens.
+      sampling: how tokens are drawn.
+      seed: of the random numbers; the same for every checkpoint.
+      max_batch_rows: prompts that are decoded together.
+
+    Raises:
+      ValueError: there is no such checkpoint or vocabulary, or the two do not belong together.
+    """
+    if not checkpoints or not prompts or isinstance(prompts, str):
+        raise ValueError(
+            f"generate.checkpoints = {checkpoints} and generate.prompts = {prompts!r} must each "
+            "list at least one"
+        )
+    texts = Vocabulary.load(vocabulary)
+    settings = {
+        "checkpoints": {name: _identity(name, value) for name, value in checkpoints.items()},
+        "vocabulary": texts.fingerprint,
+        "prompts": list(prompts),
+        "max_new_tokens": max_new_tokens,
+        "sampling": sampling,
+        "seed": seed,
+    }
+    artifact = Artifact(output_dir, stage="generate", settings=settings)
+    if artifact.is_current():
+        print(f"generate: {output_dir} is there already")
+        return
+    prompt_ids = [[texts.bos_id, *ids] for ids in texts.encode_batch(prompts)]
+    with artifact.write() as writer:
+        rows = []
+        for name, value in progress(checkpoints.items(), description="generate", unit="models"):
+            config, params = _load(name, value)
+            if config.vocab_size != texts.vocab_size:
+                raise ValueError(
+                    f"checkpoint {name} has a vocabulary of {config.vocab_size}, {vocabulary} one "
+                    f"of {texts.vocab_size}: set generate.vocabulary to the run's own"
+                )
+            samples = Sampler(config, params, max_batch_rows=max_batch_rows).generate(
+                prompt_ids, max_new_tokens, sampling=sampling, stop_ids=[texts.eos_id], seed=seed
+            )
+            rows += [
+                {
+                    "name": name,
+                    "prompt": prompt,
+                    "text": texts.decode(sample.tokens),
+                    "num_tokens": len(sample.tokens),
+                    "is_stopped": sample.is_stopped,
+                    "temperature": sampling.temperature,
+                    "top_k": sampling.top_k,
+                    "top_p": sampling.top_p,
+                    "seed": seed,
+                }
+                for prompt, sample in zip(prompts, samples, strict=True)
+            ]
+        text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+        (writer.folder / SAMPLES_NAME).write_text(text, encoding="utf-8")
+        writer.counts.update(samples=len(rows), tokens=sum(row["num_tokens"] for row in rows))
+    print(f"generate: {len(rows)} samples in {output_dir}")
+
+
+def _load(name: str, value: str | tuple[str, int]) -> tuple[TransformerConfig, Any]:
+    run_dir, step = (value, None) if isinstance(value, str) else value
+    try:
+        return checkpoint.load_model(run_dir, step)
+    except ValueError as error:
+        raise ValueError(f"generate.checkpoints[{name!r}]: {error}") from error
+
+
+def _identity(name: str, value: str | tuple[str, int]) -> dict[str, Any]:
+    """Returns what decides a model's samples: its config and a digest of its weights."""
+    config, params = _load(name, value)
+    return {"model": config, "fingerprint": digest(state.named_leaves({"params": params}))}
+
+
+if __name__ == "__main__":
+    cli.main("t5x_style.run.generate.generate")
