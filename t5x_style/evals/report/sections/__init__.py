@@ -1,0 +1,24 @@
+"""The sections of the report, in order of appearance.
+
+A stage adds its own in a file of this folder: a `Section` that names the inputs it reads, listed
+here, and an argument of run/report.py for each new input.
+"""
+
+from t5x_style.evals.report.page import Section
+from t5x_style.evals.report.sections import (
+    corpus,
+    evaluation,
+    overview,
+    provenance,
+    training,
+    vocabulary,
+)
+
+SECTIONS: tuple[Section, ...] = (
+    *overview.SECTIONS,
+    *corpus.SECTIONS,
+    *vocabulary.SECTIONS,
+    *training.SECTIONS,
+    *evaluation.SECTIONS,
+    *provenance.SECTIONS,
+)

@@ -1,0 +1,271 @@
+"""A made-up pipeline's output folders, in the formats of the stages, for the tests of the report.
+
+`python -m tests.unit.report_files FOLDER` writes them and the page, to be looked at.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from t5x_style.artifacts import Artifact
+from t5x_style.corpus.documents import DOCUMENT_SCHEMA, write_shards
+from t5x_style.data.token_store import TokenStore, TokenStoreWriter
+
+HOSTILE = '<script>alert("x")</script> & <b onmouseover=alert(1)>'
+_HOSTS = ("docs.python.org", "numpy.org", "flax.readthedocs.io", "jax.dev", "例え.テスト")
+_PHASES = (
+    ("short", 0, 270, 256, 5e4),
+    ("long", 270, 330, 1024, 1e6),
+    ("enhance", 330, 345, 1024, 1e6),
+)
+
+
+def _corpus(folder: Path, num_documents: int, rng: np.random.Generator) -> np.ndarray:
+    sizes = np.exp(rng.normal(8.0, 1.3, num_documents)).astype(int) + 40
+    steps = [
+        ("records", num_documents * 2, num_documents * 2 - 5, {"damaged member": 3, "too long": 2}),
+        ("extract", num_documents * 2 - 5, num_documents * 2 - 60, {"no text": 41, "timeout": 14}),
+        (
+            "rules",
+            num_documents * 2 - 60,
+            num_documents + 200,
+            {"fewer than 50 words": num_documents - 300, HOSTILE: 40},
+        ),
+        ("dedup", num_documents + 200, num_documents, {"exact": 120, "near duplicate": 80}),
+    ]
+    funnel = [
+        {
+            "name": name,
+            "in": num_in,
+            "out": num_out,
+            "bytes_out": int(sizes.sum() * num_out / num_documents),
+            "dropped": dropped,
+        }
+        for name, num_in, num_out, dropped in steps
+    ]
+    languages = rng.choice(["en", "en", "en", "en", "de", "zh", ""], num_documents)
+    splits = np.where(rng.random(num_documents) < 0.1, "validation", "train")
+    rows = {
+        "id": [f"{i:032x}" for i in range(num_documents)],
+        "url": [f"https://{_HOSTS[i * i % len(_HOSTS)]}/{i}" for i in range(num_documents)],
+        "title": [""] * num_documents,
+        "text": ["x"] * num_documents,
+        "language": languages.tolist(),
+        "language_score": [0.99] * num_documents,
+        "date": ["2024-03-26"] * num_documents,
+        "dump": ["here"] * num_documents,
+        "num_bytes": sizes.tolist(),
+        "links": [[]] * num_documents,
+        "split": splits.tolist(),
+    }
+    rows["url"][0] = f"https://{HOSTILE}/"
+    artifact = Artifact(folder, stage="curate", settings={"languages": ["en"], "note": HOSTILE})
+    with artifact.write() as writer:
+        write_shards(writer.folder, [pa.table(rows, schema=DOCUMENT_SCHEMA)])
+        (writer.folder / "funnel.json").write_text(json.dumps({"steps": funnel}))
+    return sizes
+
+
+def _tasks(folder: Path, sizes: np.ndarray, rng: np.random.Generator) -> str:
+    vocabulary: Any = types.SimpleNamespace(
+        vocab_size=4096,
+        token_bytes=np.where(np.arange(4096) < 3, 0, 1 + np.arange(4096) % 5).astype(np.int32),
+        fingerprint="9c2f7be1",
+    )
+    artifact = Artifact(folder / "docs", stage="tasks", settings={"task": "docs"})
+    with artifact.write() as writer:
+        for split, chosen in (("train", sizes[::2]), ("validation", sizes[1::10])):
+            num_bytes = 0
+            with TokenStoreWriter(
+                writer.folder / split, vocabulary, task="docs", split=split
+            ) as store:
+                for size in chosen:
+                    ids = rng.integers(3, 4096, max(1, size // 4))
+                    store.add(np.concatenate([[1], ids, [2]]))
+                    num_bytes += int(vocabulary.token_bytes[ids].sum())
+            writer.counts[split] = {
+                "examples": store.num_examples,
+                "tokens": store.num_tokens,
+                "bytes": num_bytes,
+                "dropped": {"empty": 2},
+            }
+    return TokenStore.open(folder / "docs" / "train").content
+
+
+def _run(folder: Path, number: int, content: str, rng: np.random.Generator) -> None:
+    _, start, stop, length, base = _PHASES[number]
+    folder.mkdir(parents=True)
+    lines = [{"step": start, "time_secs": 4.2, "timing/compile_secs": 4.2}]
+    for step in range(start + 1, stop + 1):
+        loss = 3.1 + 5.0 * math.exp(-step / 60) + 0.08 * rng.normal() - 0.25 * number
+        secs = 4.2 + (step - start) * 0.31
+        lines.append(
+            {
+                "step": step,
+                "time_secs": secs,
+                "train/loss": loss,
+                "train/bits_per_byte": loss / math.log(2) / 3.4,
+                "train/grad_norm": math.exp(-step / 150 + 0.3 * rng.normal()),
+                "train/learning_rate": 1e-3 * min(step / 10, 0.55 + 0.45 * math.cos(step / 110)),
+                "train/tokens": 8192.0 * (step - start),
+                "timing/tokens_per_sec": 26000 * (1 + 0.06 * rng.normal()) / (1 + 0.2 * number),
+                "timing/data_wait_fraction": 0.004,
+            }
+        )
+        if step % 60 == 0 or step == stop:
+            lines.append({"step": step, "time_secs": secs, "eval/docs/loss": loss + 0.2})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 99, "train/lo')
+    components = [
+        {
+            "content": content,
+            "rate": 1.0,
+            "order": "ShuffledOrder",
+            "min_tokens": low,
+            "max_tokens": high,
+        }
+        for low, high in ([(None, None)] if number != 1 else [(None, 256), (256, None)])
+    ]
+    stream = {"components": components, "length": length, "batch_size": 32, "seed": 0}
+    (folder / "run.json").write_text(json.dumps({"identity": {"data": stream}, "settings": {}}))
+    (folder / "model.json").write_text(json.dumps({"trained_length": length, "rope_base": base}))
+    gin = f"# {HOSTILE}\nconfig.TransformerConfig.rope_base = {base}\n" + "".join(
+        f"train.setting_{i} = {i}\n" for i in range(60)
+    )
+    (folder / "config.gin").write_text(gin)
+    environment = {
+        "python": "3.11.2",
+        "packages": {"jax": "0.10.2", "flax": "0.12.8"},
+        "device_kind": "cpu",
+        "num_devices": 1,
+        "command": ["train", f"--gin.RUN={number}"],
+    }
+    (folder / "environment.json").write_text(json.dumps(environment))
+
+
+def _bits(start: int, number: int) -> float:
+    far = 0.55 * max(0.0, math.log2((start + 1) / 200)) if number == 0 else 0.0
+    return 1.9 - 0.09 * math.log2(start + 16) - 0.04 * number + far
+
+
+def _evaluation(folder: Path) -> None:
+    rows = []
+    edges = [0, 16, 32, 64, 128, 256, 512, 1024]
+    for number, (name, _, stop, trained, base) in enumerate(_PHASES):
+        for length in (256, 1024):
+            spans = [(a, b) for a, b in itertools.pairwise(edges) if b <= length]
+            buckets = [
+                {
+                    "start": a,
+                    "stop": b,
+                    "bits_per_byte": _bits(a, number),
+                    "standard_error": 0.03 / math.sqrt(1 + math.log2(b / 16)),
+                    "loss": _bits(a, number) * 2.4,
+                    "difference": _bits(a, number) - _bits(a, 0) if number else None,
+                    "difference_error": 0.006 if number else None,
+                    "num_tokens": 80 * (b - a),
+                    "num_bytes": 270 * (b - a),
+                    "num_pieces": 80,
+                }
+                for a, b in spans
+            ]
+            digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+            rows.append(
+                {
+                    "name": name,
+                    "run_dir": f"runs/{name}",
+                    "step": stop,
+                    "fingerprint": digest,
+                    "num_parameters": 1_935_424,
+                    "length": length,
+                    "trained_length": trained,
+                    "rope_base": base,
+                    "loss": sum(b["loss"] for b in buckets) / len(buckets),
+                    "bits_per_byte": sum(b["bits_per_byte"] for b in buckets) / len(buckets),
+                    "standard_error": 0.0121,
+                    "baseline": "short" if number else None,
+                    "difference": -0.0311 * number if number else None,
+                    "difference_error": 0.0021 if number else None,
+                    "num_tokens": 181_234,
+                    "num_bytes": 623_111,
+                    "num_pieces": 400,
+                    "by_position": buckets,
+                    "long_tokens": length,
+                    "by_position_long": buckets,
+                }
+            )
+    artifact = Artifact(folder, stage="evaluate", settings={"length": [256, 1024]})
+    with artifact.write() as writer:
+        (writer.folder / "evaluation.json").write_text(json.dumps({"checkpoints": rows}))
+
+
+def _samples(folder: Path) -> None:
+    texts = [
+        (
+            "The function returns",
+            " a new array with the same shape and the given dtype.\n\n    >>> x",
+        ),
+        ("def main():", HOSTILE + "\x00\x1b[31m \u202e reversed \ud800 end"),
+        ("البرمجة", " هي فن كتابة التعليمات"),
+    ]
+    samples = [
+        {
+            "name": name,
+            "prompt": prompt,
+            "text": text,
+            "num_tokens": 64,
+            "is_stopped": name == "long",
+            "temperature": 0.8,
+            "top_k": 0,
+            "top_p": 0.95,
+            "seed": 0,
+        }
+        for name in ("short", "long")
+        for prompt, text in texts
+    ]
+    artifact = Artifact(folder, stage="generate", settings={"prompts": [p for p, _ in texts]})
+    with artifact.write() as writer:
+        (writer.folder / "samples.json").write_text(json.dumps(samples))
+
+
+def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
+    """Writes all stages' folders and returns the report's arguments that name them."""
+    rng = np.random.default_rng(0)
+    sizes = _corpus(folder / "curate", num_documents, rng)
+    content = _tasks(folder / "tasks", sizes, rng)
+    with Artifact(folder / "crawl", stage="crawl", settings={}).write() as writer:
+        (writer.folder / "pages.warc.gz").write_bytes(b"made")
+    with Artifact(folder / "vocabulary", stage="vocabulary", settings={}).write() as writer:
+        facts = {
+            "vocab_size": 4096,
+            "fingerprint": "9c2f7be1",
+            "special_ids": {"<|im_start|>": 4095, "<|im_end|>": 4094},
+            "train_texts": 540,
+            "train_bytes": 2_345_678,
+            "held_out_bytes_per_token": 3.4312,
+        }
+        (writer.folder / "vocabulary.json").write_text(json.dumps(facts))
+    for number, (name, *_) in enumerate(_PHASES):
+        _run(folder / "runs" / name, number, content, rng)
+    _evaluation(folder / "evaluation")
+    _samples(folder / "samples")
+    arguments: dict[str, Any] = {
+        name: str(folder / name)
+        for name in ("crawl", "curate", "vocabulary", "tasks", "evaluation", "samples")
+    }
+    return arguments | {"runs": {name: str(folder / "runs" / name) for name, *_ in _PHASES}}
+
+
+if __name__ == "__main__":
+    from t5x_style.run.report import report
+
+    made = Path(sys.argv[1])
+    report(str(made / "report"), **make(made / "stages", 3000))
