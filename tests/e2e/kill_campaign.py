@@ -24,6 +24,7 @@ from t5x_style.artifacts import MANIFEST_NAME
 from t5x_style.train import run_folder
 
 ROOT = Path(__file__).parents[2]
+_START_SECS = 2.0
 _TIMED = ("time", "timing/", "system/")
 
 
@@ -75,8 +76,10 @@ def checksums(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.glob(f"runs/**/{MANIFEST_NAME}")):
         manifest = json.loads(path.read_text())
-        if manifest["stage"] != "report":  # it shows wall times
-            found[path.parent.relative_to(folder).as_posix()] = manifest["content"]
+        name = path.parent.relative_to(folder).as_posix()
+        # The report shows wall times; what a stage keeps for itself is named by absolute paths.
+        if manifest["stage"] != "report" and ".work/" not in name:
+            found[name] = manifest["content"]
     for path in sorted(folder.glob(f"runs/**/{run_folder.DONE}")):
         _, params = checkpoint.load_model(path.parent)
         name = path.parent.relative_to(folder).as_posix()
@@ -100,9 +103,10 @@ def campaign(gin_file: str, folder: Path, num_kills: int, seed: int) -> list[str
     whole_secs = run(gin_file, folder / "whole")
     print(f"undisturbed: {whole_secs:.0f} s", flush=True)
     draw = random.Random(seed)
+    moments = [0.0, *sorted(draw.uniform(0, whole_secs) for _ in range(num_kills))]
     for number in range(num_kills):
-        # A restarted run skips what is done, so short lives still reach every stage.
-        secs = draw.uniform(1, max(2.0, 2.5 * whole_secs / max(num_kills, 1)))
+        # A restarted run skips what is done, so it gets to the next moment in the time between.
+        secs = _START_SECS + moments[number + 1] - moments[number]
         where = kill_after(gin_file, folder / "killed", secs)
         print(f"kill {number + 1} after {secs:.1f} s: {where}", flush=True)
     print(f"to the end: {run(gin_file, folder / 'killed'):.0f} s", flush=True)
