@@ -36,7 +36,7 @@ class TransformerConfig:
       dtype: dtype of activations and of the weights as they are used.
       param_dtype: dtype in which the weights are kept.
       attention: implementation of `ops.attention.attend`; None chooses by platform.
-      attention_block_tokens: query block length of blockwise attention; None chooses by length.
+      attention_block_tokens: block length of blockwise attention; None chooses by size.
       scan_layers: whether the layers are one scanned body over stacked weights (fast to compile)
         or unrolled bodies with weights of their own.
       remat: name of the rematerialisation policy, see `parallel.remat.POLICIES`.

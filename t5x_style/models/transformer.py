@@ -22,6 +22,7 @@ from t5x_style.parallel.rules import constrain, gather
 Params = Mapping[str, Any]
 
 _MASKED_LOGIT = -1e30  # finite, so that 0 * logit is 0 in entropies
+_LEAST_SQUARE = 1e-24  # of a column's length in the normalised head
 
 
 class TokenEmbedding(nn.Module):
@@ -161,8 +162,9 @@ def head_kernel(params: Params, config: TransformerConfig) -> jax.Array:
     if not config.normalized_head:
         return kernel_DV
     wide = kernel_DV.astype(jnp.promote_types(kernel_DV.dtype, jnp.float32))
-    norm_V = jnp.sqrt(jnp.sum(jnp.square(wide), axis=0, keepdims=True))
-    return (wide / jnp.maximum(norm_V, 1e-12)).astype(kernel_DV.dtype)
+    # Bounded before the root, whose slope at 0 is infinite: padding may be columns of zeros.
+    square_1V = jnp.maximum(jnp.sum(jnp.square(wide), axis=0, keepdims=True), _LEAST_SQUARE)
+    return (wide * jax.lax.rsqrt(square_1V)).astype(kernel_DV.dtype)
 
 
 def logits(params: Params, config: TransformerConfig, hidden: jax.Array) -> jax.Array:

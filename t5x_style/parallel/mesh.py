@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "seq", "tensor", "expert")
@@ -61,16 +63,31 @@ class MeshConfig:
         """Returns the mesh over `devices`, `jax.Device`s, or over all devices of all hosts.
 
         Raises:
-          ValueError: the sizes cannot be laid over that many devices.
+          ValueError: the sizes cannot be laid over that many devices, or slices of them.
         """
         devices = jax.devices() if devices is None else devices
         sizes = self.shape(len(devices))
-        return jax.make_mesh(
-            tuple(sizes.values()),
-            tuple(sizes),
-            devices=devices,
-            axis_types=(AxisType.Auto,) * len(sizes),
-        )
+        types = (AxisType.Auto,) * len(sizes)
+        num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if num_slices == 1:
+            shape = tuple(sizes.values())
+            return jax.make_mesh(shape, tuple(sizes), devices=devices, axis_types=types)
+        return Mesh(_over_slices(sizes, num_slices, devices), tuple(sizes), axis_types=types)
+
+
+def _over_slices(sizes: dict[str, int], num_slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Lays `data`, or else `fsdp`, over slices, whose network is slower than that within one."""
+    for axis in ("data", "fsdp"):
+        if sizes[axis] % num_slices == 0:
+            between = {other: num_slices if other == axis else 1 for other in sizes}
+            within = {other: size // between[other] for other, size in sizes.items()}
+            return mesh_utils.create_hybrid_device_mesh(
+                tuple(within.values()), tuple(between.values()), devices
+            )
+    raise ValueError(
+        f"mesh {sizes}: over {num_slices} slices, mesh.MeshConfig.data or mesh.MeshConfig.fsdp "
+        "must be a multiple of their number"
+    )
 
 
 def platform() -> str:

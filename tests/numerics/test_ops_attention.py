@@ -12,7 +12,7 @@ from t5x_style.ops import attention, attention_kernels
 from t5x_style.ops.blockwise_attention import HIDDEN_SCORE, blockwise_attention
 from tests.numerics import internlm2_numpy as formulas
 
-BATCH, KV_HEADS, GROUPS, HEAD_DIM = 2, 2, 3, 8
+BATCH, KV_HEADS, HEAD_DIM = 2, 2, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Case:
     packed: bool = False
     positions: bool = False
     block: int | None = None
+    groups: int = 3
 
     @property
     def keys(self) -> int:
@@ -37,6 +38,7 @@ CASES = [
     Case("blocks", block=8),
     Case("blocks_packed", packed=True, block=8),
     Case("small_blocks_packed", packed=True, block=2),
+    Case("a_key_head_for_each_query_head", packed=True, block=8, groups=1),
     Case("both_ways", causal=False, block=8),
     Case("both_ways_packed", causal=False, packed=True, block=8),
     Case("other_keys", num_keys=51, causal=False, block=16),
@@ -50,7 +52,7 @@ by_name = functools.partial(pytest.mark.parametrize, ids=lambda case: case.name)
 def arrays(case: Case, dtype) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     """q, k, v and the gradient of the result, and marks as `attend` takes them."""
     rng = np.random.default_rng(0)
-    of_queries = (BATCH, case.length, KV_HEADS * GROUPS, HEAD_DIM)
+    of_queries = (BATCH, case.length, KV_HEADS * case.groups, HEAD_DIM)
     of_keys = (BATCH, case.keys, KV_HEADS, HEAD_DIM)
     values = [rng.normal(size=s).astype(dtype) for s in (of_queries, of_keys, of_keys, of_queries)]
     marks = {}
@@ -164,7 +166,7 @@ def test_log_sum_exp_and_its_gradient():
         @jax.jit
         @functools.partial(jax.value_and_grad, argnums=(0, 1))
         def formula(q, k):
-            k_BTNH = jnp.repeat(k, GROUPS, axis=2)
+            k_BTNH = jnp.repeat(k, 3, axis=2)
             scores = jnp.einsum("btnh,bsnh->bnts", q, k_BTNH) / np.sqrt(HEAD_DIM)
             hidden = jnp.where(jnp.tri(12, dtype=bool), scores, -jnp.inf)
             return jnp.sum(jnp.sin(jax.nn.logsumexp(hidden, axis=-1)))

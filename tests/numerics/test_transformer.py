@@ -140,8 +140,14 @@ def test_ids_of_the_padded_vocabulary_are_never_predicted():
 
 
 def test_normalised_head_has_columns_of_length_one():
-    kernel = transformer.head_kernel(params(), change(normalized_head=True))
+    config = change(normalized_head=True)
+    kernel = transformer.head_kernel(params(), config)
     np.testing.assert_allclose(jnp.linalg.norm(kernel, axis=0), 1, rtol=1e-6)
+    # Columns of padding may be zeros; they stay so and do no harm to the gradient.
+    zeros = {"output": {"kernel": jnp.zeros_like(kernel)}}
+    gradient = jax.grad(lambda p: transformer.head_kernel(p, config).sum())(zeros)
+    assert np.isfinite(gradient["output"]["kernel"]).all()
+    assert not transformer.head_kernel(zeros, config).any()
 
 
 def test_a_packed_document_is_what_it_is_alone():

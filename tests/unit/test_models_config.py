@@ -12,7 +12,7 @@ import pytest
 import gin
 from t5x_style.config import gin_files
 from t5x_style.models import config
-from t5x_style.models.manifest import manifest
+from t5x_style.models.manifest import Parameter, manifest, table
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"
@@ -57,6 +57,12 @@ def test_unrolled_layers_have_manifests_of_the_same_size():
     )
     assert scanned.splitlines()[-1] == unrolled.splitlines()[-1]
     assert "layers_3/attention/wqkv" in unrolled
+
+
+def test_a_table_takes_more_columns():
+    parameters = [Parameter("norm/scale", (8,), "float32", ("norm",))]
+    text = table(parameters, {"mesh axes": {"norm/scale": "fsdp"}})
+    assert text.splitlines()[1].split() == ["norm/scale", "8", "float32", "norm", "fsdp", "8"]
 
 
 def test_a_config_survives_json():

@@ -1,11 +1,14 @@
 """Meshes and rules: how devices are shared out and dimensions laid over them."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from t5x_style.parallel import remat, rules
+from t5x_style.parallel import mesh, remat, rules
 from t5x_style.parallel.mesh import MeshConfig, platform
 
 
@@ -30,43 +33,62 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
 
 
 def test_the_mesh_is_left_to_the_compiler():
-    mesh = MeshConfig(fsdp=2).build()
-    assert mesh.shape["data"] * 2 == jax.device_count() == mesh.size
-    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    eight = MeshConfig(fsdp=2).build()
+    assert eight.shape["data"] * 2 == jax.device_count() == eight.size
+    assert set(eight.axis_types) == {jax.sharding.AxisType.Auto}
 
 
 def test_a_mesh_over_given_devices():
-    mesh = MeshConfig().build(jax.devices()[:2])
-    assert list(mesh.devices.flat) == jax.devices()[:2]
-    with jax.set_mesh(mesh):
+    two = MeshConfig().build(jax.devices()[:2])
+    assert list(two.devices.flat) == jax.devices()[:2]
+    with jax.set_mesh(two):
         assert platform() == "cpu"
 
 
+def test_data_or_else_fsdp_goes_between_slices():
+    devices = [
+        types.SimpleNamespace(
+            id=i, slice_index=i // 4, process_index=i, platform="cpu", device_kind="cpu"
+        )
+        for i in range(8)
+    ]
+    for sizes, axis in (({"fsdp": 2}, "data"), ({"data": 1, "fsdp": 4, "tensor": 2}, "fsdp")):
+        shape = MeshConfig(**sizes).shape(8)
+        laid = mesh._over_slices(shape, 2, devices)
+        assert laid.shape == tuple(shape.values())
+        half = np.split(laid, 2, axis=mesh.AXES.index(axis))
+        assert [{d.slice_index for d in part.flat} for part in half] == [{0}, {1}]
+    with pytest.raises(ValueError, match=r"over 2 slices, mesh.MeshConfig.data or .*fsdp"):
+        mesh._over_slices(MeshConfig(data=1, tensor=8).shape(8), 2, devices)
+
+
 def test_dimensions_are_laid_over_the_axes_of_their_rules():
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
-    spec = rules.spec_of(("act_batch", "act_length", "act_heads"), (8, 4, 6), mesh)
+    eight = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    spec = rules.spec_of(("act_batch", "act_length", "act_heads"), (8, 4, 6), eight)
     assert spec == PartitionSpec(("data", "fsdp"), None, ("tensor",))
     # Three rows cannot be shared: a short batch is whole, a weight is an error.
-    assert rules.spec_of(("act_batch",), (3,), mesh) == PartitionSpec(None)
+    assert rules.spec_of(("act_batch",), (3,), eight) == PartitionSpec(None)
     with pytest.raises(ValueError, match=r"'heads' of size 3.*2 parts.*MeshConfig.tensor"):
-        rules.sharding_of(("heads",), (3,), mesh)
+        rules.sharding_of(("heads",), (3,), eight)
 
 
 def test_an_axis_is_used_once_in_an_array():
-    mesh = MeshConfig(data=2, tensor=4).build()
-    spec = rules.spec_of(("act_heads", "act_heads"), (2, 8), mesh)
+    eight = MeshConfig(data=2, tensor=4).build()
+    spec = rules.spec_of(("act_heads", "act_heads"), (2, 8), eight)
     assert spec == PartitionSpec(None, ("tensor",))
-    assert rules.spec_of(("act_heads", "act_mlp"), (4, 8), mesh) == PartitionSpec(("tensor",), None)
+    assert rules.spec_of(("act_heads", "act_mlp"), (4, 8), eight) == PartitionSpec(
+        ("tensor",), None
+    )
 
 
 def test_a_table_of_ones_own():
-    mesh = MeshConfig(data=1, fsdp=8).build()
+    eight = MeshConfig(data=1, fsdp=8).build()
     own = {**rules.DEFAULT_RULES, "embed": (), "mlp": ("fsdp",)}
     with rules.axis_rules(own):
-        assert rules.spec_of(("embed", "mlp"), (8, 8), mesh) == PartitionSpec(None, ("fsdp",))
-    assert rules.spec_of(("embed", "mlp"), (8, 8), mesh) == PartitionSpec(("fsdp",), None)
+        assert rules.spec_of(("embed", "mlp"), (8, 8), eight) == PartitionSpec(None, ("fsdp",))
+    assert rules.spec_of(("embed", "mlp"), (8, 8), eight) == PartitionSpec(("fsdp",), None)
     with pytest.raises(ValueError, match=r"'experts' of .* not in the rule table"):
-        rules.spec_of(("experts",), (8,), mesh)
+        rules.spec_of(("experts",), (8,), eight)
 
 
 def test_constrain_moves_arrays_and_does_nothing_without_a_mesh():
