@@ -6,30 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from t5x_style.models import manifest
 from t5x_style.train import state as states
 from t5x_style.train.plan import Plan
 
 
 def parameter_table(plan: Plan) -> str:
     """Returns path, shape, dtype, logical axes, mesh axes and count of each parameter."""
-    axes = states.logical_axes(plan.objective)
-    rows = [("parameter", "shape", "dtype", "logical axes", "mesh axes", "count")]
+    weights = manifest.parameters_of(jax.eval_shape(plan.objective.init, jax.random.key(0)))
     leaves = states.named_leaves(plan.abstract_state.params)
-    for name, leaf in leaves.items():
-        logical = ", ".join(str(axis) for axis in axes[name])
-        mesh_axes = ", ".join(_shown(entry) for entry in leaf.sharding.spec)
-        rows.append(
-            (
-                name,
-                "x".join(map(str, leaf.shape)),
-                jnp.dtype(leaf.dtype).name,
-                logical,
-                mesh_axes,
-                f"{leaf.size:,}",
-            )
-        )
-    total = sum(leaf.size for leaf in leaves.values())
-    return _table(rows) + f"\n{total:,} parameters\n"
+    mesh_axes = {
+        name: ", ".join(_shown(entry) for entry in leaf.sharding.spec)
+        for name, leaf in leaves.items()
+    }
+    return manifest.table(weights, {"mesh axes": mesh_axes})
 
 
 def dry_run_text(plan: Plan) -> str:

@@ -76,13 +76,6 @@ def abstract_state(
     return TrainState(step=count, params=params, opt_state=opt_state, skipped_steps=count)
 
 
-def logical_axes(objective: InitialisesParams) -> dict[str, tuple[str | None, ...]]:
-    """Returns the logical axes of each parameter by its name, as `leaf_names` spells it."""
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box)
-    return {leaf_name(path): _axes(leaf) for path, leaf in leaves}
-
-
 def initialise(
     objective: InitialisesParams,
     transformation: optax.GradientTransformation,

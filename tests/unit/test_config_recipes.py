@@ -65,7 +65,8 @@ def load_recipe(recipe: str) -> gin_files.Config:
     ),
 )
 def test_every_command_that_is_written_down_is_complete(command):
-    load_command(command)
+    # A ConfigError would name what it lacks.
+    assert isinstance(load_command(command), gin_files.Config)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL_FILES if name not in RECIPES])

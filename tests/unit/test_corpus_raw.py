@@ -127,7 +127,8 @@ def test_old_charsets_and_wrong_labels():
     st.binary(max_size=300), st.sampled_from(["", "utf-8", "utf-16", "utf-7", "shift_jis", "\x00"])
 )
 def test_any_bytes_decode_to_text_that_utf8_can_hold(body, charset):
-    decode_page(body, charset).encode("utf-8")
+    text = decode_page(body, charset)
+    assert text.encode("utf-8").decode("utf-8") == text
 
 
 def test_tidy_puts_characters_in_order():
