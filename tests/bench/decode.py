@@ -1,6 +1,6 @@
 """Greedy KV-cache decoding against `transformers.generate` on torch, same weights, same prompts.
 
-    python -m tests.bench.decode --peer_python=PYTHON [--batches=1,16,32] [--rounds=9]
+    python -m tests.bench.decode --torch_python=PYTHON [--batches=1,16,32] [--rounds=9]
 
 PYTHON is the interpreter of an environment with torch and transformers. The model has 19.3M
 parameters in fp32; prompts are 128 tokens, 64 are generated, and the time includes reading the
@@ -61,7 +61,7 @@ def _export(folder: str) -> None:
 def main() -> None:
     """Prints one row for each batch size and worker."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer_python")
+    parser.add_argument("--torch_python")
     parser.add_argument("--batches", default="1,16,32")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--num_threads", type=int, default=2)
@@ -72,12 +72,12 @@ def main() -> None:
     if flags.serve:
         _serve(flags.serve)
         return
-    if not flags.peer_python:
-        parser.error("--peer_python is needed")
+    if not flags.torch_python:
+        parser.error("--torch_python is needed")
     with tempfile.TemporaryDirectory() as folder:
         _export(folder)
         ours = [sys.executable, "-m", "tests.bench.decode", "--serve", folder]
-        peer = [flags.peer_python, "tests/bench/decode_torch.py", folder, str(flags.num_threads)]
+        peer = [flags.torch_python, "tests/bench/decode_torch.py", folder, str(flags.num_threads)]
         workers = {
             "ours": Worker(ours, flags.num_threads, {"JAX_PLATFORMS": "cpu"}),
             "transformers": Worker(peer, flags.num_threads, {"HF_HUB_OFFLINE": "1"}),

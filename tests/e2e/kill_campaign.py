@@ -1,30 +1,32 @@
 """kill -9 at random moments of a pipeline, then the same command again: same final checksums.
 
-Runs a recipe once undisturbed and once killed again and again, each in a folder of its own, and
-compares what every stage left behind: the content digests of the stages' manifests, and of the
+Runs a recipe once undisturbed and once killed again and again, a stage at a time at a random moment
+of it, each in a folder of its own. Moments are found again by what the pipeline prints, not by the
+clock, so that every kill strikes on a machine of changing speed too. Then it compares what every stage left behind: the content digests of the stages' manifests, and of the
 training runs the weights and every number in the metrics that is no time.
 
     python -m tests.e2e.kill_campaign --kills 10 --gin_file recipes/quickstart.gin
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from t5x_style.artifacts import MANIFEST_NAME
 from t5x_style.train import run_folder
 
 ROOT = Path(__file__).parents[2]
-_START_SECS = 2.0
+_POLL_SECS = 0.02
+_MARK = re.compile(r"== \d+/\d+ \w+|\w+ step \d+/")
 _TIMED = ("time", "timing/", "system/")
 
 
@@ -44,29 +46,80 @@ def start(gin_file: str, folder: Path) -> subprocess.Popen:
         )
 
 
-def run(gin_file: str, folder: Path) -> float:
-    """Runs the pipeline to its end and returns how long it took, in seconds."""
-    start_secs = time.monotonic()
-    process = start(gin_file, folder)
-    if code := process.wait():
-        raise RuntimeError(f"exit code {code}:\n{(folder / 'log.txt').read_text()[-3000:]}")
-    return time.monotonic() - start_secs
+class Log:
+    """How far a pipeline has come, by what it prints: headings of stages, and training steps."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / "log.txt"
+        self._offset = self._path.stat().st_size if self._path.exists() else 0
+        self._rest = b""
+
+    def new_marks(self) -> list[str]:
+        """Returns the marks that were printed since the last call."""
+        with open(self._path, "rb") as log:
+            log.seek(self._offset)
+            text = self._rest + log.read()
+            self._offset = log.tell()
+        *lines, self._rest = text.split(b"\n")
+        found = (_MARK.match(line.decode(errors="replace")) for line in lines)
+        return [mark[0] for mark in found if mark]
 
 
-def kill_after(gin_file: str, folder: Path, secs: float) -> str:
-    """Starts the pipeline, kills every process of it after a while, and says where it was."""
+class Course(NamedTuple):
+    """The marks of an undisturbed run in order, and the seconds after the start of each."""
+
+    marks: list[str]
+    secs: list[float]
+    whole_secs: float
+
+    def moments(self, num_kills: int, draw: random.Random) -> list[tuple[int, float]]:
+        """Returns random moments, each stage in its turn: number of the last mark, seconds after.
+
+        The moment itself is drawn uniformly over the time that its stage took.
+        """
+        starts = [t for m, t in zip(self.marks, self.secs, strict=True) if m.startswith("==")]
+        stops = [*starts[1:], self.whole_secs]
+        moments = []
+        for number in range(num_kills):
+            stage = number * len(starts) // num_kills
+            secs = draw.uniform(starts[stage], stops[stage])
+            mark = max(i for i, t in enumerate(self.secs) if t <= secs)
+            moments.append((mark, secs - self.secs[mark]))
+        return sorted(moments)
+
+
+def run(gin_file: str, folder: Path) -> Course:
+    """Runs the pipeline to its end and returns its course."""
+    log, start_secs = Log(folder), time.monotonic()
     process = start(gin_file, folder)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(secs)
-        return "finished before the kill"
+    marks: list[str] = []
+    secs: list[float] = []
+    while process.poll() is None:
+        time.sleep(_POLL_SECS)
+        marks += log.new_marks()
+        secs += [time.monotonic() - start_secs] * (len(marks) - len(secs))
+    if process.returncode:
+        text = (folder / "log.txt").read_text()
+        raise RuntimeError(f"exit code {process.returncode}:\n{text[-3000:]}")
+    return Course(marks, secs, time.monotonic() - start_secs)
+
+
+def kill_at(gin_file: str, folder: Path, course: Course, mark: int, delay_secs: float) -> str:
+    """Starts the pipeline, kills all of it so long after a mark or a later one; says where."""
+    log, process = Log(folder), start(gin_file, folder)
+    later, last = set(course.marks[mark:]), ""
+    while process.poll() is None:
+        time.sleep(_POLL_SECS)
+        marks = log.new_marks()
+        last = marks[-1] if marks else last
+        if not later.isdisjoint(marks):
+            time.sleep(delay_secs)
+            break
+    if process.poll() is not None:
+        return f"NOT KILLED: it ended with code {process.returncode} before"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    stages = [
-        line
-        for line in (folder / "log.txt").read_text(errors="replace").splitlines()
-        if line.startswith("== ") and "/" in line
-    ]
-    return stages[-1].removeprefix("== ") if stages else "starting"
+    return f"{delay_secs:.2f} s after {(log.new_marks() or [last])[-1]!r}"
 
 
 def checksums(folder: Path) -> dict[str, Any]:
@@ -100,16 +153,13 @@ def _metrics(run_dir: Path) -> list[dict[str, float]]:
 
 def campaign(gin_file: str, folder: Path, num_kills: int, seed: int) -> list[str]:
     """Returns the names of the checksums that differ between an undisturbed and a killed run."""
-    whole_secs = run(gin_file, folder / "whole")
-    print(f"undisturbed: {whole_secs:.0f} s", flush=True)
-    draw = random.Random(seed)
-    moments = [0.0, *sorted(draw.uniform(0, whole_secs) for _ in range(num_kills))]
-    for number in range(num_kills):
-        # A restarted run skips what is done, so it gets to the next moment in the time between.
-        secs = _START_SECS + moments[number + 1] - moments[number]
-        where = kill_after(gin_file, folder / "killed", secs)
-        print(f"kill {number + 1} after {secs:.1f} s: {where}", flush=True)
-    print(f"to the end: {run(gin_file, folder / 'killed'):.0f} s", flush=True)
+    course = run(gin_file, folder / "whole")
+    print(f"undisturbed: {course.whole_secs:.0f} s", flush=True)
+    moments = course.moments(num_kills, random.Random(seed))
+    for number, (mark, delay_secs) in enumerate(moments, start=1):
+        where = kill_at(gin_file, folder / "killed", course, mark, delay_secs)
+        print(f"kill {number}: {where}", flush=True)
+    print(f"to the end: {run(gin_file, folder / 'killed').whole_secs:.0f} s", flush=True)
     whole, killed = checksums(folder / "whole"), checksums(folder / "killed")
     return sorted(n for n in whole.keys() | killed.keys() if whole.get(n) != killed.get(n))
 
