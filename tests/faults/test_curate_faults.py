@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from t5x_style.artifacts import MANIFEST_NAME
 from t5x_style.corpus.documents import Funnel, read_documents
 from t5x_style.corpus.guard import GuardLimits
@@ -78,6 +80,7 @@ def start_curate(folder, archives):
     )
 
 
+@pytest.mark.slow
 def test_curation_killed_at_any_moment_ends_with_the_same_bytes(tmp_path):
     archives = tmp_path / "in"
     for number in range(4):

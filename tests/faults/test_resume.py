@@ -23,6 +23,7 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(expected[name]), err_msg=name)
 
 
+@pytest.mark.slow
 def test_ten_steps_equal_five_and_five_bit_for_bit(tmp_path, monkeypatch):
     """With the language model, packed data, evaluations and metrics summed over four steps."""
     job.make_store(tmp_path / "store")

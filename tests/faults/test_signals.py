@@ -32,6 +32,7 @@ def reference(tmp_path_factory):
     return folder, job.digest(folder / "straight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["term@step:4", "term@step:8", "kill@save:4"])
 def test_a_process_that_is_ended_ends_the_same_when_started_again(reference, fault):
     folder, expected = reference
