@@ -2,8 +2,8 @@
 
 Runs a recipe once undisturbed and once killed again and again, a stage at a time at a random moment
 of it, each in a folder of its own. Moments are found again by what the pipeline prints, not by the
-clock, so that every kill strikes on a machine of changing speed too. What every stage left behind is
-then compared: the content digests of the stages' manifests, and of the training runs the weights
+clock, so that every kill strikes on a machine of changing speed too. What every stage left behind
+is then compared: the content digests of the stages' manifests, and of the training runs the weights
 and every number in the metrics that is no time.
 
     python -m tests.e2e.kill_campaign --kills 10 --gin_file recipes/quickstart.gin
