@@ -1,7 +1,7 @@
 """The hf_import verb: a Hugging Face repository on disk as a run folder.
 
 Weights from elsewhere are then a run like any other: `generate` and `evaluate` read them, training
-starts from them with `plan.InitialRun(run_dir=..., mode="params")`, `hf_export` writes them out.
+starts from them with `job.InitialRun(run_dir=..., mode="params")`, `hf_export` writes them out.
 """
 
 import shutil

@@ -43,7 +43,7 @@ def abstract_batch(
     for name, x in shapes.items():
         if x.shape[0] % num_microbatches:
             raise ValueError(
-                f"train.train.batch_size = {x.shape[0]} rows cannot be taken in plan.LoopSettings."
+                f"job.Job.batch_size = {x.shape[0]} rows cannot be taken in job.LoopSettings."
                 f"num_microbatches = {num_microbatches} equal parts"
             )
         names = ("act_batch", "act_length", *(None for _ in x.shape[2:]))[: len(x.shape)]
@@ -53,7 +53,7 @@ def abstract_batch(
         except ValueError as error:
             raise ValueError(
                 f"batch array {name!r} {list(x.shape)}, in {num_microbatches} microbatches: "
-                f"{error}; or change train.train.batch_size or train.train.length"
+                f"{error}; or change job.Job.batch_size or job.Job.length"
             ) from error
         abstract[name] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return abstract

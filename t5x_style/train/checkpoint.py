@@ -73,7 +73,7 @@ class Checkpointer:
 
     def __init__(self, folder: str | Path, *, keep: int = 3):
         if keep < 1:
-            raise ValueError(f"plan.LoopSettings.keep_checkpoints = {keep}: must be at least 1")
+            raise ValueError(f"job.LoopSettings.keep_checkpoints = {keep}: must be at least 1")
         self.folder = Path(folder).absolute()
         self._keep = keep
         self._orbax: Any = None
@@ -437,7 +437,7 @@ def _check_same_leaves(path: Path, wanted: Mapping[str, Any], saved: Mapping[str
             "config.TransformerConfig (shapes; param_dtype) and optimizers.AdamW (mu_dtype) what "
             f"they were when it was saved, see {path.parents[1] / run_folder.MODEL}; or set "
             "train.train.run_dir to a new folder; or, to start from an earlier run's params alone, "
-            'plan.InitialRun.mode = "params"'
+            'job.InitialRun.mode = "params"'
         )
 
 

@@ -119,7 +119,7 @@ class Watchdog:
             if silent_secs > self._limit_secs:
                 print(
                     f"no step was finished for {silent_secs:.0f} s, more than "
-                    f"plan.LoopSettings.step_timeout_secs = {self._limit_secs:.0f}; all stacks:",
+                    f"job.LoopSettings.step_timeout_secs = {self._limit_secs:.0f}; all stacks:",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -149,7 +149,7 @@ class SkipGuard:
             first = step - self._in_a_row + 1
             raise ValueError(
                 f"the gradients of steps {first} to {step} were not finite, and their updates were "
-                f"skipped; {self._limit} in a row is the limit (plan.LoopSettings."
+                f"skipped; {self._limit} in a row is the limit (job.LoopSettings."
                 "max_skipped_steps). Lower schedules.WarmupCosine.peak or lengthen its "
                 "warmup_steps, lower optimizers.AdamW.clip_norm, or look at the data of these "
                 "steps; the newest checkpoint is from before them"

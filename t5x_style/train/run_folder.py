@@ -193,7 +193,7 @@ def is_done(run_dir: str | Path, identity: Mapping[str, Any], settings: Mapping[
     lines = differences(before["settings"], _plain(settings))
     raise ValueError(
         f"run folder {run_dir} holds a run finished at step {done['step']} with other settings "
-        f"({'; '.join(lines[:8])}): raise train.train.total_steps to take it further, set "
+        f"({'; '.join(lines[:8])}): raise job.Job.total_steps to take it further, set "
         "train.train.run_dir to a new folder, or delete this one to train anew"
     )
 

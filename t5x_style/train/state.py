@@ -50,16 +50,24 @@ def abstract_state(
     transformation: optax.GradientTransformation,
     mesh: Mesh,
     rules: axis_rules.Rules | None = None,
+    optimizer_rules: axis_rules.Rules | None = None,
 ) -> TrainState:
     """Returns the state as `jax.ShapeDtypeStruct`s with their shardings on `mesh`.
 
-    Optimiser moments lie as the parameters they belong to; everything else is on every device.
+    Args:
+      objective: the parameters with their logical axes.
+      transformation: the optimiser.
+      mesh: the devices.
+      rules: table for the parameters; the one in use if None.
+      optimizer_rules: table for the optimiser's moments; that of the parameters if None. What is
+        no moment is on every device.
 
     Raises:
       ValueError: a mesh axis does not divide a dimension that the rules cut by it.
     """
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    params = jax.tree.map(lambda box: _abstract_param(box, mesh, rules), boxed, is_leaf=_is_box)
+    params = _abstract_params(boxed, mesh, rules)
+    moments = _abstract_params(boxed, mesh, optimizer_rules or rules)
     whole = NamedSharding(mesh, PartitionSpec())
 
     def on_every_device(leaf: Any) -> Any:
@@ -67,13 +75,21 @@ def abstract_state(
 
     opt_state = optax.tree.map_params(
         transformation,
-        lambda leaf, param: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=param.sharding),
+        lambda leaf, moment: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=moment.sharding),
         jax.eval_shape(transformation.init, params),
-        params,
+        moments,
         transform_non_params=on_every_device,
     )
     count = on_every_device(jax.ShapeDtypeStruct((), jnp.int32))
     return TrainState(step=count, params=params, opt_state=opt_state, skipped_steps=count)
+
+
+def param_shardings(
+    objective: InitialisesParams, mesh: Mesh, rules: axis_rules.Rules | None = None
+) -> Any:
+    """Returns the sharding of each parameter, or of its gradient, by a table of rules."""
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf.sharding, _abstract_params(boxed, mesh, rules))
 
 
 def initialise(
@@ -131,7 +147,10 @@ def _axes(leaf: Any) -> tuple[str | None, ...]:
     return tuple(leaf.names) if _is_box(leaf) else (None,) * leaf.ndim
 
 
-def _abstract_param(leaf: Any, mesh: Mesh, rules: axis_rules.Rules | None) -> Any:
-    value = leaf.value if _is_box(leaf) else leaf
-    sharding = axis_rules.sharding_of(_axes(leaf), value.shape, mesh, rules=rules)
-    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+def _abstract_params(boxed: Any, mesh: Mesh, rules: axis_rules.Rules | None) -> Any:
+    def abstract(leaf: Any) -> Any:
+        value = leaf.value if _is_box(leaf) else leaf
+        sharding = axis_rules.sharding_of(_axes(leaf), value.shape, mesh, rules=rules)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+
+    return jax.tree.map(abstract, boxed, is_leaf=_is_box)

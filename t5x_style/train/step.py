@@ -63,6 +63,7 @@ def make_train_step(
     clip_norm: float | None,
     num_microbatches: int = 1,
     seed: int = 0,
+    gradient_shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, MetricPairs]]:
     """Returns (state, batch) -> (state, metrics), to be compiled with the state donated.
 
@@ -73,6 +74,8 @@ def make_train_step(
       clip_norm: greatest global norm of the gradient, None for no limit.
       num_microbatches: the batch is taken in this many parts, one after another.
       seed: of the objective's random numbers, which depend on step and microbatch alone.
+      gradient_shardings: where the gradient of each parameter is summed; None leaves it to the
+        compiler.
     """
 
     def gradient(params: Any, batch: Batch, rng: jax.Array) -> tuple[Any, ...]:
@@ -81,6 +84,8 @@ def make_train_step(
             return loss_sum, (weight_sum, metrics)
 
         (loss_sum, (weight_sum, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        if gradient_shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, gradient_shardings)
         return grads, loss_sum, weight_sum, metrics
 
     def summed_gradient(params: Any, batch: Batch, rng: jax.Array) -> tuple[Any, ...]:

@@ -20,15 +20,15 @@ from t5x_style.train import checkpoint, compile_cache
 from t5x_style.train import state as states
 from t5x_style.train.batch import place_batch
 from t5x_style.train.fingerprint import fingerprint
+from t5x_style.train.job import Job, LoopSettings
 from t5x_style.train.optimizers import AdamW
-from t5x_style.train.plan import LoopSettings, Plan
 from t5x_style.train.schedules import WarmupCosine
 
 LENGTH, BATCH_SIZE = 512, 4
 
 
-def make_plan(embed_dim: int) -> Plan:
-    """Returns the plan of the model of design setting (a): 19.3M parameters at width 384."""
+def make_job(embed_dim: int) -> Job:
+    """Returns the job of the model of design setting (a): 19.3M parameters at width 384."""
     config = TransformerConfig(
         vocab_size=8192,
         num_layers=6,
@@ -39,7 +39,7 @@ def make_plan(embed_dim: int) -> Plan:
         mlp_dim=4 * embed_dim,
         remat="full",
     )
-    return Plan(
+    return Job(
         objective=CausalLM(config),
         optimizer=AdamW(),
         schedule=WarmupCosine(total_steps=1000),
@@ -73,13 +73,13 @@ def main() -> None:
     parser.add_argument("--embed_dim", type=int, default=384)
     arguments = parser.parse_args()
     compile_cache.enable()
-    plan = make_plan(arguments.embed_dim)
-    with jax.set_mesh(plan.mesh), tempfile.TemporaryDirectory() as folder:
-        step = plan.compile_train_step()
+    job = make_job(arguments.embed_dim)
+    with job.in_place(), tempfile.TemporaryDirectory() as folder:
+        step = job.compile_train_step()
         state = states.initialise(
-            plan.objective, plan.optimizer.transformation(), plan.abstract_state, seed=0
+            job.objective, job.optimizer.transformation(), job.abstract_state, seed=0
         )
-        batch = place_batch(make_batch(), plan.train_batch)
+        batch = place_batch(make_batch(), job.train_batch)
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         saver = checkpoint.Checkpointer(folder, keep=2)
 
@@ -117,7 +117,7 @@ def main() -> None:
         restore_secs = []
         for _ in range(arguments.rounds):
             start_secs = time.perf_counter()
-            restored = saver.restore_newest(plan.abstract_state)
+            restored = saver.restore_newest(job.abstract_state)
             assert restored is not None
             restore_secs.append(time.perf_counter() - start_secs)
         saver.close()

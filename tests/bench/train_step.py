@@ -58,24 +58,24 @@ def _serve(changes: dict, batch_size: int, length: int) -> None:
     from t5x_style.parallel.mesh import MeshConfig
     from t5x_style.train import state
     from t5x_style.train.batch import place_batch
+    from t5x_style.train.job import Job, LoopSettings
     from t5x_style.train.optimizers import AdamW
-    from t5x_style.train.plan import LoopSettings, Plan
     from t5x_style.train.schedules import WarmupCosine
 
-    plan = Plan(
+    job = Job(
         objective=CausalLM(TransformerConfig(**{**SETTINGS, **changes})),
         optimizer=AdamW(),
         schedule=WarmupCosine(peak=3e-4, total_steps=1000, warmup_steps=10, final_fraction=0.1),
-        mesh=MeshConfig().build(),
+        mesh=MeshConfig(),
         total_steps=1000,
         batch_size=batch_size,
         length=length,
         seed=0,
         settings=LoopSettings(),
     )
-    step = plan.compile_train_step()
-    transformation = plan.optimizer.transformation()
-    held = state.initialise(plan.objective, transformation, plan.abstract_state, plan.seed)
+    step = job.compile_train_step()
+    transformation = job.optimizer.transformation()
+    held = state.initialise(job.objective, transformation, job.abstract_state, job.seed)
     tokens = np.random.default_rng(0).integers(
         SETTINGS["vocab_size"], size=(batch_size, length + 1), dtype=np.int32
     )
@@ -88,7 +88,7 @@ def _serve(changes: dict, batch_size: int, length: int) -> None:
         "loss_weights": ones.astype(np.float32),
         "target_bytes": ones,
     }
-    batch = place_batch(batch, plan.train_batch)
+    batch = place_batch(batch, job.train_batch)
 
     def answer(request: dict) -> dict:
         nonlocal held

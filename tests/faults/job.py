@@ -23,7 +23,7 @@ from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.run.train import train
 from t5x_style.train import checkpoint, faults, run_folder
-from t5x_style.train.plan import InitialRun, LoopSettings
+from t5x_style.train.job import InitialRun, Job, LoopSettings
 from t5x_style.train.schedules import WarmupCosine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,21 +76,23 @@ def run(
     """Trains in `folder / name` on the store in `folder / store`."""
     train(
         run_dir=str(folder / name),
-        objective=CausalLM(dataclasses.replace(MODEL, **(model or {}))),
+        job=Job(
+            objective=CausalLM(dataclasses.replace(MODEL, **(model or {}))),
+            total_steps=total_steps,
+            batch_size=8,
+            length=32,
+            schedule=WarmupCosine(peak=peak, total_steps=schedule_steps, warmup_steps=2),
+            mesh=MeshConfig(**(mesh or {})),
+            settings=LoopSettings(
+                checkpoint_every_steps=checkpoint_every_steps,
+                log_every_steps=log_every_steps,
+                **settings,
+            ),
+            seed=seed,
+        ),
         components=[Component(str(folder / store))],
-        total_steps=total_steps,
-        batch_size=8,
-        length=32,
-        schedule=WarmupCosine(peak=peak, total_steps=schedule_steps, warmup_steps=2),
         validation={"held_out": str(folder / store)} if validate else None,
         initial_run=None if initial is None else InitialRun(**initial),
-        mesh=MeshConfig(**(mesh or {})),
-        settings=LoopSettings(
-            checkpoint_every_steps=checkpoint_every_steps,
-            log_every_steps=log_every_steps,
-            **settings,
-        ),
-        seed=seed,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.train import checkpoint, faults, loop, run_folder
 from t5x_style.train import state as states
-from t5x_style.train.plan import InitialRun
+from t5x_style.train.job import InitialRun
 from t5x_style.train.schedules import WarmupCosine
 from tests.faults import job
 from tests.unit.train_toy import fit_toy
@@ -120,7 +120,7 @@ def test_an_initial_run_that_cannot_be_used_is_refused(tmp_path):
         fit_toy(tmp_path / "two", 4, initial_run=missing)
     record = tmp_path / "one" / run_folder.CHECKPOINTS / "2" / "record" / "metadata"
     record.write_text(record.read_text().replace("2", "3"))
-    with pytest.raises(ValueError, match=r"damaged.*plan\.InitialRun\.step"):
+    with pytest.raises(ValueError, match=r"damaged.*job\.InitialRun\.step"):
         fit_toy(tmp_path / "four", 4, initial_run=InitialRun(str(tmp_path / "one")))
     with pytest.raises(ValueError, match="mode"):
         InitialRun("x", mode="weights")
@@ -129,9 +129,9 @@ def test_an_initial_run_that_cannot_be_used_is_refused(tmp_path):
 def test_a_run_goes_on_over_other_meshes_from_the_same_bits(tmp_path):
     """Right after the restore every bit is the same; later losses agree to 1e-4."""
     meshes = [
-        MeshConfig(fsdp=2, tensor=4).build(),
-        MeshConfig(data=2, fsdp=4).build(),
-        MeshConfig().build(jax.devices()[:1]),
+        {"mesh": MeshConfig(fsdp=2, tensor=4)},
+        {"mesh": MeshConfig(data=2, fsdp=4)},
+        {"mesh": MeshConfig(), "devices": jax.devices()[:1]},
     ]
     state = fit_toy(tmp_path / "run", 3)
     expected = jax.tree.map(np.asarray, state)
@@ -140,9 +140,9 @@ def test_a_run_goes_on_over_other_meshes_from_the_same_bits(tmp_path):
     losses = {step: line["train/loss"] for step, line in straight if line}
     for number, mesh in enumerate(meshes):
         initial = InitialRun(str(tmp_path / "run"))
-        found = fit_toy(tmp_path / f"same{number}", 3, mesh=mesh, initial_run=initial)
+        found = fit_toy(tmp_path / f"same{number}", 3, **mesh, initial_run=initial)
         assert_same(found, expected)
-    final = fit_toy(tmp_path / "run", 6, mesh=meshes[2], lines=(lines := []))
+    final = fit_toy(tmp_path / "run", 6, **meshes[2], lines=(lines := []))
     assert int(final.step) == 6
     for step, line in lines[1:]:
         assert line["train/loss"] == pytest.approx(losses[step], abs=1e-4)

@@ -16,7 +16,7 @@ from t5x_style.run.generate import generate
 from t5x_style.run.hf_export import hf_export
 from t5x_style.run.hf_import import hf_import
 from t5x_style.train import checkpoint, state
-from t5x_style.train.plan import InitialRun
+from t5x_style.train.job import InitialRun
 from tests.golden import hf_models
 
 _CONFIG = dataclasses.replace(hf_models.MODELS["plain"], vocab_size=450, vocab_multiple=128)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from t5x_style.train import run_folder
-from t5x_style.train.plan import InitialRun, LoopSettings, Plan
+from t5x_style.train.job import InitialRun, Job, LoopSettings
 from tests.unit.train_toy import fit_toy
 
 
@@ -17,7 +17,7 @@ def test_the_device_is_not_asked_for_numbers_it_has_not_made(tmp_path, monkeypat
         events.append("read")
         return original(tree)
 
-    compile_step = Plan.compile_train_step
+    compile_step = Job.compile_train_step
 
     def watched_compile(self):
         step = compile_step(self)
@@ -29,7 +29,7 @@ def test_the_device_is_not_asked_for_numbers_it_has_not_made(tmp_path, monkeypat
         return run
 
     monkeypatch.setattr(jax, "device_get", watched)
-    monkeypatch.setattr(Plan, "compile_train_step", watched_compile)
+    monkeypatch.setattr(Job, "compile_train_step", watched_compile)
     fit_toy(tmp_path, 4, checkpoint_every_steps=100)
     assert events[:6] == ["step", "step", "read", "step", "read", "step"]
 
@@ -42,7 +42,7 @@ def test_a_profile_is_written_of_the_steps_that_are_asked_for(tmp_path):
 
 def test_a_run_beyond_its_last_step_is_refused(tmp_path):
     fit_toy(tmp_path / "one", 2)
-    with pytest.raises(ValueError, match=r"at step 2, beyond train\.train\.total_steps = 1"):
+    with pytest.raises(ValueError, match=r"at step 2, beyond job\.Job\.total_steps = 1"):
         fit_toy(tmp_path / "two", 1, initial_run=InitialRun(str(tmp_path / "one")))
 
 

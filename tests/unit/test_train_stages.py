@@ -5,8 +5,8 @@ import pytest
 from t5x_style.config import cli
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.train import description
+from t5x_style.train.job import Job, LoopSettings
 from t5x_style.train.optimizers import AdamW
-from t5x_style.train.plan import LoopSettings, Plan
 from tests.unit.test_train_step import SCHEDULE
 from tests.unit.train_toy import Bigram
 
@@ -26,17 +26,17 @@ READ_BY = {
 
 
 @pytest.fixture
-def plan_of(monkeypatch):
-    """A function that gives the plan of a phase, as the command line makes it."""
-    plans = []
+def job_of(monkeypatch):
+    """A function that gives the job of a phase, as the command line makes it."""
+    jobs = []
 
-    def keep(plan):
-        plans.append(plan)
+    def keep(job):
+        jobs.append(job)
         return ""
 
     monkeypatch.setattr(description, "dry_run_text", keep)
 
-    def plan_of(phase):
+    def job_of(phase):
         flags = [flag for flag in GIVEN if flag[6:].partition("=")[0] in READ_BY[phase]]
         cli.main(
             "t5x_style.run.train.train",
@@ -48,9 +48,9 @@ def plan_of(monkeypatch):
                 "--dry_run",
             ],
         )
-        return plans.pop()
+        return jobs.pop()
 
-    return plan_of
+    return job_of
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def plan_of(monkeypatch):
     ],
 )
 def test_phases_have_the_papers_settings(
-    plan_of, phase, first_step, end_step, num_tokens, length, rope_base
+    job_of, phase, first_step, end_step, num_tokens, length, rope_base
 ):
-    plan = plan_of(phase)
-    assert plan.total_steps == end_step
-    assert plan.batch_size * plan.length == num_tokens
-    assert (plan.length, plan.objective.model.rope_base) == (length, rope_base)
-    assert plan.optimizer == AdamW(
+    job = job_of(phase)
+    assert job.total_steps == end_step
+    assert job.batch_size * job.length == num_tokens
+    assert (job.length, job.objective.model.rope_base) == (length, rope_base)
+    assert job.optimizer == AdamW(
         b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, decayed_kinds=("matrix",), clip_norm=1.0
     )
-    rates = [float(plan.schedule(step)) for step in (first_step, end_step - 1)]
+    rates = [float(job.schedule(step)) for step in (first_step, end_step - 1)]
     if phase == "short":
         assert rates[0] == pytest.approx(3e-4 / 2000)
-        assert float(plan.schedule(2000)) == pytest.approx(3e-4)
+        assert float(job.schedule(2000)) == pytest.approx(3e-4)
     elif phase == "long":
         assert rates == pytest.approx([3.664e-5, 3.0067e-5], rel=1e-3)
     else:
@@ -83,18 +83,18 @@ def test_phases_have_the_papers_settings(
 
 
 def test_a_dry_run_shows_parameters_operations_bytes_and_the_batch():
-    plan = Plan(
+    job = Job(
         objective=Bigram(),
         optimizer=AdamW(),
         schedule=SCHEDULE,
-        mesh=MeshConfig(data=2, fsdp=2, tensor=2).build(),
+        mesh=MeshConfig(data=2, fsdp=2, tensor=2),
         total_steps=100,
         batch_size=16,
         length=32,
         seed=0,
         settings=LoopSettings(num_microbatches=2),
     )
-    text = description.dry_run_text(plan)
+    text = description.dry_run_text(job)
     lines = {line.partition("  ")[0]: line.split() for line in text.splitlines()}
     assert " ".join(lines["output/kernel"][1:]) == "16x48 float32 embed, vocab fsdp, tensor 768"
     assert "1,536 parameters" in text

@@ -37,7 +37,8 @@ def test_fresh_values_are_the_same_on_any_mesh():
         state = states.initialise(Bigram(), TRANSFORMATION, abstract, seed=3)
         for name, leaf in states.named_leaves(state).items():
             assert leaf.sharding == states.named_leaves(abstract)[name].sharding
-            np.testing.assert_array_equal(leaf, found.setdefault(name, np.asarray(leaf)))
+            # The same random bits; the normal distribution's last bit may follow the shapes.
+            np.testing.assert_allclose(leaf, found.setdefault(name, np.asarray(leaf)), rtol=1e-6)
     assert np.std(found["params/output/kernel"]) > 0
 
 

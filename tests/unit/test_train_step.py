@@ -158,7 +158,7 @@ def test_microbatches_that_do_not_divide_the_batch_are_refused_by_name():
     shapes = Bigram().batch_shapes(6, 16)
     with pytest.raises(ValueError, match="num_microbatches"):
         abstract_batch(shapes, MeshConfig(data=1).build(jax.devices()[:1]), 4)
-    with pytest.raises(ValueError, match=r"train\.train\.batch_size"):
+    with pytest.raises(ValueError, match=r"job\.Job\.batch_size"):
         abstract_batch(shapes, MeshConfig(data=8).build())
 
 

@@ -7,8 +7,8 @@ from flax import linen as nn
 
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.train import loop
+from t5x_style.train.job import Job, LoopSettings
 from t5x_style.train.optimizers import AdamW
-from t5x_style.train.plan import LoopSettings, Plan
 from t5x_style.train.schedules import WarmupCosine
 
 VOCAB_SIZE = 48
@@ -99,27 +99,31 @@ class Source:
         self._next = state["next"]
 
 
-def fit_toy(run_dir, total_steps, *, mesh=None, initial_run=None, lines=None, **settings):
+def fit_toy(
+    run_dir, total_steps, *, mesh=None, devices=None, initial_run=None, lines=None, **settings
+):
     """Trains the toy model in `run_dir` and returns the last state.
 
     Args:
       run_dir: the run folder.
       total_steps: step to end at.
-      mesh: the devices; fsdp 4 x tensor 2 if None.
+      mesh: how the devices are laid out; fsdp 4 x tensor 2 if None.
+      devices: all there are if None.
       initial_run: where to start.
       lines: a list that gets (step, values) of each line of metrics, times left out.
       **settings: of the loop.
     """
-    plan = Plan(
+    job = Job(
         objective=Bigram(),
         optimizer=AdamW(),
         schedule=WarmupCosine(peak=1e-2, total_steps=100, warmup_steps=3),
-        mesh=mesh or MeshConfig(fsdp=4, tensor=2).build(),
+        mesh=mesh or MeshConfig(fsdp=4, tensor=2),
         total_steps=total_steps,
         batch_size=8,
         length=16,
         seed=0,
         settings=LoopSettings(log_every_steps=1, **settings),
+        devices=devices,
     )
     kept = [] if lines is None else lines
 
@@ -134,7 +138,7 @@ def fit_toy(run_dir, total_steps, *, mesh=None, initial_run=None, lines=None, **
             pass
 
     return loop.fit(
-        plan,
+        job,
         Source(),
         {},
         run_dir=run_dir,

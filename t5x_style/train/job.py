@@ -1,17 +1,21 @@
-"""One run as plain values: what is trained, where it starts, how it is carried out.
+"""One training job as plain values: what is trained, where it starts, how it is carried out.
 
 From these come the shapes of the state and of the batches, and the compiled steps; running them is
-`train.loop`'s affair.
+`train.loop`'s affair, and `run.plan` compiles them for devices that are not here.
 """
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from t5x_style.parallel import rules
+from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.train import checkpoint, run_folder
 from t5x_style.train import state as states
 from t5x_style.train.batch import AbstractBatch, abstract_batch
@@ -34,7 +38,7 @@ class LoopSettings:
       step_timeout_secs: a process without a finished step for so long ends itself; None: never.
       profile_start_step: first step of a profile, written for TensorBoard; None: no profile.
       profile_num_steps: length of the profile.
-      peak_flops_per_sec: of one device, for MFU; None: from `flops.PEAK_FLOPS_PER_SEC`.
+      peak_flops_per_sec: of one device, for MFU; None: from `parallel.topology.CHIPS`.
     """
 
     num_microbatches: int = 1
@@ -59,7 +63,7 @@ class LoopSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(
-                    f"plan.LoopSettings.{name} = {getattr(self, name)}: must be at least 1"
+                    f"job.LoopSettings.{name} = {getattr(self, name)}: must be at least 1"
                 )
 
 
@@ -80,9 +84,7 @@ class InitialRun:
 
     def __post_init__(self) -> None:
         if self.mode not in ("continue", "params"):
-            raise ValueError(
-                f'plan.InitialRun.mode = {self.mode!r}: must be "continue" or "params"'
-            )
+            raise ValueError(f'job.InitialRun.mode = {self.mode!r}: must be "continue" or "params"')
 
     def identity(self) -> dict[str, Any]:
         """Returns, as JSON values, which run this is; its key is None while it is not finished."""
@@ -102,35 +104,56 @@ class InitialRun:
                 return checkpoint.restore(path, abstract).tree
             params = checkpoint.restore(path, {"params": abstract.params}).tree["params"]
         except checkpoint.DamagedCheckpointError as error:
-            raise ValueError(f"{error}; set plan.InitialRun.step to an older step") from error
+            raise ValueError(f"{error}; set job.InitialRun.step to an older step") from error
         return states.with_params(params, transformation, abstract)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """One run, ready to be carried out.
+class Job:
+    """What is trained, on what devices and for how long: all that the compiled steps depend on.
 
     Attributes:
       objective: the loss and its model.
-      optimizer: which direction a gradient means.
       schedule: learning rate as a function of the step.
-      mesh: the devices.
-      total_steps: the run ends when the state has this step.
-      batch_size: rows of the global batch.
+      total_steps: step to end at, counted from the start of the first of the runs that this one
+        continues.
+      batch_size: rows of a global batch.
       length: tokens in a row.
-      seed: of the first params and of the objective's random numbers.
-      settings: how the run is carried out.
+      optimizer: which direction a gradient means.
+      mesh: sizes of the mesh axes.
+      axis_rules: logical axis to mesh axes, where it differs from `parallel.rules.DEFAULT_RULES`.
+      gradient_rules: the same for gradients, where they are not to lie as the parameters do.
+      optimizer_rules: the same for the optimiser's moments. Parameters, gradients and moments are
+        each replicated, cut by some axes or by all, independently (arXiv 2401.09149, section 3).
+      settings: how the job is carried out.
+      seed: of the first params, the order of the data and the objective's random numbers.
+      devices: `jax.Device`s to lay the mesh over; None for all there are.
     """
 
     objective: Objective
-    optimizer: AdamW
     schedule: Schedule
-    mesh: Mesh
     total_steps: int
     batch_size: int
     length: int
-    seed: int
-    settings: LoopSettings
+    optimizer: AdamW = AdamW()  # noqa: RUF009
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009
+    axis_rules: Mapping[str, Sequence[str]] | None = None
+    gradient_rules: Mapping[str, Sequence[str]] | None = None
+    optimizer_rules: Mapping[str, Sequence[str]] | None = None
+    settings: LoopSettings = LoopSettings()
+    seed: int = 0
+    devices: Sequence[Any] | None = None
+
+    @functools.cached_property
+    def device_mesh(self) -> Mesh:
+        """The devices in their places."""
+        return self.mesh.build(self.devices)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Makes the mesh and the rules those in use."""
+        with rules.axis_rules(self._table()), jax.set_mesh(self.device_mesh):
+            yield
 
     @property
     def eval_batch_size(self) -> int:
@@ -140,19 +163,23 @@ class Plan:
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        return states.abstract_state(self.objective, self.optimizer.transformation(), self.mesh)
+        return states.abstract_state(
+            self.objective,
+            self.optimizer.transformation(),
+            self.device_mesh,
+            self._table(),
+            self._table(self.optimizer_rules),
+        )
 
     @functools.cached_property
     def train_batch(self) -> AbstractBatch:
         """Shapes, dtypes and shardings of a global training batch."""
-        shapes = self.objective.batch_shapes(self.batch_size, self.length)
-        return abstract_batch(shapes, self.mesh, self.settings.num_microbatches)
+        return self._batch(self.batch_size, self.settings.num_microbatches)
 
     @functools.cached_property
     def eval_batch(self) -> AbstractBatch:
         """Shapes, dtypes and shardings of a global evaluation batch."""
-        shapes = self.objective.batch_shapes(self.eval_batch_size, self.length)
-        return abstract_batch(shapes, self.mesh)
+        return self._batch(self.eval_batch_size)
 
     def compile_train_step(self) -> jax.stages.Compiled:
         """Returns the compiled train step, its state donated."""
@@ -163,14 +190,32 @@ class Plan:
             clip_norm=self.optimizer.clip_norm,
             num_microbatches=self.settings.num_microbatches,
             seed=self.seed,
+            gradient_shardings=states.param_shardings(
+                self.objective, self.device_mesh, self._table(self.gradient_rules)
+            ),
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-        with jax.set_mesh(self.mesh):
+        with self.in_place():
             return jitted.lower(self.abstract_state, self.train_batch).compile()
 
     def compile_eval_step(self) -> jax.stages.Compiled:
         """Returns the compiled evaluation step."""
         jitted = jax.jit(make_eval_step(self.objective))
-        with jax.set_mesh(self.mesh):
+        with self.in_place():
             return jitted.lower(self.abstract_state.params, self.eval_batch).compile()
+
+    def _table(self, own: Mapping[str, Sequence[str]] | None = None) -> rules.Rules:
+        changed = {**(self.axis_rules or {}), **(own or {})}
+        unknown = sorted(set(changed) - set(rules.DEFAULT_RULES))
+        if unknown:
+            raise ValueError(
+                f"job.Job.axis_rules, gradient_rules and optimizer_rules: {unknown} are no logical "
+                f"axes; known: {sorted(rules.DEFAULT_RULES)}"
+            )
+        return {**rules.DEFAULT_RULES, **{name: tuple(axes) for name, axes in changed.items()}}
+
+    def _batch(self, num_rows: int, num_microbatches: int = 1) -> AbstractBatch:
+        shapes = self.objective.batch_shapes(num_rows, self.length)
+        with rules.axis_rules(self._table()):
+            return abstract_batch(shapes, self.device_mesh, num_microbatches)
