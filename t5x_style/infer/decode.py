@@ -22,6 +22,8 @@ from t5x_style.infer.sampling import Steps, next_tokens
 from t5x_style.models import layers, transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.ops import rotary
+from t5x_style.parallel import sequence
+from t5x_style.parallel.rules import axis_size
 
 Params = Mapping[str, Any]
 
@@ -109,8 +111,6 @@ def generate(
       num_new_slots: N; no limit may be larger.
     """
     batch, prompt_length = prompts.tokens_BP.shape
-    num_slots = prompt_length + num_new_slots
-    first_slot_B1 = prompt_length - prompts.num_tokens_B[:, None]
 
     def choose(step, hidden_BD):
         logits_BV = transformer.logits(params, config, hidden_BD)
@@ -135,24 +135,12 @@ def generate(
 
     def step(state: _State) -> _State:
         slot = prompt_length + state.step - 1
-        slots_S = jnp.arange(num_slots)
-        is_visible_BS = (slots_S >= first_slot_B1) & (slots_S <= slot)
-        tables = _rotary_tables(config, slot - first_slot_B1, prompts.rope_bases_B)
-        caches = [TokenCache(kept, slot, is_visible_BS) for kept in state.caches]
-        hidden_BTD, caches = _hidden(params, config, state.last_B[:, None], tables, caches)
-        return record(
-            state._replace(caches=[cache.kept for cache in caches]),
-            *choose(state.step, hidden_BTD[:, -1]),
+        hidden_BD, caches = decode_token(
+            params, prompts, state.last_B, slot, state.caches, config=config
         )
+        return record(state._replace(caches=caches), *choose(state.step, hidden_BD))
 
-    slots_P = jnp.arange(prompt_length)
-    segment_ids_BP = (slots_P >= first_slot_B1).astype(jnp.int32)
-    positions_BP = jnp.maximum(slots_P - first_slot_B1, 0)
-    tables = _rotary_tables(config, positions_BP, prompts.rope_bases_B)
-    empty = PromptCache(segment_ids_BP, num_slots, config.attention, config.attention_block_tokens)
-    hidden_BPD, caches = _hidden(
-        params, config, prompts.tokens_BP, tables, [empty] * config.num_layers, last_only=True
-    )
+    hidden_BD, caches = prefill(params, prompts, config=config, num_new_slots=num_new_slots)
     start = _State(
         step=jnp.int32(0),
         last_B=jnp.zeros(batch, jnp.int32),
@@ -160,12 +148,74 @@ def generate(
         num_tokens_B=jnp.zeros(batch, jnp.int32),
         tokens_BN=jnp.zeros((batch, num_new_slots), jnp.int32),
         log_probs_BN=jnp.zeros((batch, num_new_slots), jnp.float32),
-        caches=[cache.kept for cache in caches],
+        caches=caches,
     )
     state = lax.while_loop(
-        lambda state: jnp.any(state.is_alive_B), step, record(start, *choose(0, hidden_BPD[:, -1]))
+        lambda state: jnp.any(state.is_alive_B), step, record(start, *choose(0, hidden_BD))
     )
     return Generated(state.tokens_BN, state.log_probs_BN, state.num_tokens_B)
+
+
+def prefill(
+    params: Params, prompts: Prompts, *, config: TransformerConfig, num_new_slots: int
+) -> tuple[jax.Array, list[KeyValues]]:
+    """Returns the hidden state [B, D] of each prompt's last token, and the filled caches.
+
+    Args:
+      params, prompts, config, num_new_slots: as in `generate`.
+    """
+    prompt_length = prompts.tokens_BP.shape[1]
+    # As many as devices can share evenly.
+    pieces = axis_size(sequence.AXIS)
+    num_slots = -(-(prompt_length + num_new_slots) // pieces) * pieces
+    first_slot_B1 = prompt_length - prompts.num_tokens_B[:, None]
+    slots_P = jnp.arange(prompt_length)
+    segment_ids_BP = (slots_P >= first_slot_B1).astype(jnp.int32)
+    positions_BP = jnp.maximum(slots_P - first_slot_B1, 0)
+    tables = _rotary_tables(config, positions_BP, prompts.rope_bases_B)
+    empty = PromptCache(
+        segment_ids_BP,
+        num_slots,
+        config.attention,
+        config.attention_block_tokens,
+        config.head_exchange,
+    )
+    hidden_BPD, caches = _hidden(
+        params, config, prompts.tokens_BP, tables, [empty] * config.num_layers, last_only=True
+    )
+    return hidden_BPD[:, -1], [cache.kept for cache in caches]
+
+
+def decode_token(
+    params: Params,
+    prompts: Prompts,
+    tokens_B: jax.Array,
+    slot: jax.Array,
+    caches: list[KeyValues],
+    *,
+    config: TransformerConfig,
+) -> tuple[jax.Array, list[KeyValues]]:
+    """Returns the hidden state [B, D] of one more token of each row, and the caches with it.
+
+    Args:
+      params, prompts, config: as in `generate`.
+      tokens_B: int32, the tokens.
+      slot: int32 scalar, the slot that they get.
+      caches: of each layer.
+    """
+    prompt_length = prompts.tokens_BP.shape[1]
+    first_slot_B1 = prompt_length - prompts.num_tokens_B[:, None]
+    slots_S = jnp.arange(caches[0].v_BKSH.shape[2])
+    is_visible_BS = (slots_S >= first_slot_B1) & (slots_S <= slot)
+    tables = _rotary_tables(config, slot - first_slot_B1, prompts.rope_bases_B)
+    hidden_BTD, filled = _hidden(
+        params,
+        config,
+        tokens_B[:, None],
+        tables,
+        [TokenCache(kept, slot, is_visible_BS) for kept in caches],
+    )
+    return hidden_BTD[:, -1], [cache.kept for cache in filled]
 
 
 class _State(NamedTuple):

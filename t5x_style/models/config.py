@@ -37,6 +37,9 @@ class TransformerConfig:
       param_dtype: dtype in which the weights are kept.
       attention: implementation of `ops.attention.attend`; None chooses by platform.
       attention_block_tokens: block length of blockwise attention; None chooses by size.
+      head_exchange: devices of the mesh's `seq` axis among which heads change places with
+        positions; the rest of the axis is a ring, see `parallel.sequence`. 1 for a ring alone, None
+        for as many as the axis and the key and value heads allow.
       scan_layers: whether the layers are one scanned body over stacked weights (fast to compile)
         or unrolled bodies with weights of their own.
       remat: name of the rematerialisation policy, see `parallel.remat.POLICIES`.
@@ -62,6 +65,7 @@ class TransformerConfig:
     param_dtype: str = "float32"
     attention: str | None = None
     attention_block_tokens: int | None = None
+    head_exchange: int | None = None
     scan_layers: bool = True
     remat: str = "none"
     init_std: float = 0.02

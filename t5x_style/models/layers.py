@@ -17,6 +17,7 @@ from t5x_style.models.config import TransformerConfig
 from t5x_style.ops import attention, feed_forward, norms, rotary
 from t5x_style.ops.projection import project
 from t5x_style.parallel import remat
+from t5x_style.parallel.ring_attention import Marks
 from t5x_style.parallel.rules import constrain
 
 
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         self,
         x_BTD: jax.Array,
         tables: rotary.RotaryTables,
-        segment_ids_BT: jax.Array | None,
+        marks: Marks,
         layer_index: jax.Array | int,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
@@ -111,11 +112,12 @@ class Attention(nn.Module):
                 q_BTNH,
                 k_BTKH,
                 v_BTKH,
-                q_segments_BT=segment_ids_BT,
-                k_segments_BS=segment_ids_BT,
+                marks,
+                marks,
                 causal=config.causal,
                 implementation=config.attention,
                 block_tokens=config.attention_block_tokens,
+                head_exchange=config.head_exchange,
             )
         else:
             out_BTNH, cache = cache.attend(q_BTNH, k_BTKH, v_BTKH)
@@ -155,7 +157,7 @@ class Block(nn.Module):
         self,
         x_BTD: jax.Array,
         tables: rotary.RotaryTables,
-        segment_ids_BT: jax.Array | None = None,
+        marks: Marks = Marks(),  # noqa: B008
         layer_index: jax.Array | int = 0,
         *,
         cache: Cache | None = None,
@@ -165,9 +167,9 @@ class Block(nn.Module):
         Args:
           x_BTD: residual stream [B, T, D].
           tables: rotary tables of the T positions, see `transformer.rotary_tables`.
-          segment_ids_BT: int32 segment of each token; None if each row is one segment.
+          marks: segments and causal order of the tokens.
           layer_index: counted from 0; only initialisation reads it.
-          cache: what is kept of earlier tokens; segment_ids_BT is not read if it is given.
+          cache: what is kept of earlier tokens; marks are not read if it is given.
 
         Returns:
           The residual stream [B, T, D], and the cache (None if there was none).
@@ -177,7 +179,7 @@ class Block(nn.Module):
         x_BTD = constrain(x_BTD, *names)
         normed_BTD = RMSNorm(config, name="attention_norm")(x_BTD)
         update_BTD, cache = Attention(config, name="attention")(
-            normed_BTD, tables, segment_ids_BT, layer_index, cache
+            normed_BTD, tables, marks, layer_index, cache
         )
         x_BTD = checkpoint_name(constrain(x_BTD + update_BTD, *names), remat.RESIDUAL)
         normed_BTD = RMSNorm(config, name="ffn_norm")(x_BTD)

@@ -17,6 +17,7 @@ from t5x_style.models.config import TransformerConfig
 from t5x_style.models.layers import Block, RMSNorm, weight
 from t5x_style.ops import rotary
 from t5x_style.parallel import remat
+from t5x_style.parallel.ring_attention import Marks
 from t5x_style.parallel.rules import constrain, gather
 
 Params = Mapping[str, Any]
@@ -79,6 +80,7 @@ class Transformer(nn.Module):
         *,
         positions_BT: jax.Array | None = None,
         segment_ids_BT: jax.Array | None = None,
+        order_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the hidden states after the final normalisation.
 
@@ -87,6 +89,8 @@ class Transformer(nn.Module):
           positions_BT: int32 rotary positions; None counts each row from 0.
           segment_ids_BT: int32 segment of each token, 0 for padding; tokens see only their own
             segment. None if each row is one segment.
+          order_BT: int32 place in the row of each token, where `parallel.sequence.placed` has
+            moved them; None for their own order.
 
         Returns:
           [B, T, D] in config.dtype.
@@ -97,6 +101,7 @@ class Transformer(nn.Module):
         if positions_BT is None:
             positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
         tables = rotary_tables(config, positions_BT)
+        marks = Marks(order_BT, segment_ids_BT)
         if config.scan_layers:
             block = _with_remat(Block, config, in_scan=True)
             layers = nn.scan(
@@ -107,11 +112,11 @@ class Transformer(nn.Module):
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(config, name="layers")
-            x_BTD, _ = layers(x_BTD, tables, segment_ids_BT, jnp.arange(config.num_layers))
+            x_BTD, _ = layers(x_BTD, tables, marks, jnp.arange(config.num_layers))
         else:
             block = _with_remat(Block, config, in_scan=False)
             for i in range(config.num_layers):
-                x_BTD, _ = block(config, name=f"layers_{i}")(x_BTD, tables, segment_ids_BT, i)
+                x_BTD, _ = block(config, name=f"layers_{i}")(x_BTD, tables, marks, i)
         Head(config, name="output")()
         return RMSNorm(config, name="norm")(x_BTD)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.ops.losses import linear_cross_entropy
+from t5x_style.parallel import sequence
 from t5x_style.train import flops
 from t5x_style.train.step import Batch, MetricPairs
 
@@ -66,11 +67,15 @@ class CausalLM:
           rng: unused, as nothing here is random.
         """
         del rng
+        num_slots = batch["inputs"].size
+        rows = sequence.sharding_of_rows(self.model.num_kv_heads, self.model.head_exchange)
+        batch, order_BT = sequence.placed(batch, rows)
         hidden_BTD = transformer.Transformer(self.model).apply(
             {"params": params},
             batch["inputs"],
             positions_BT=batch["positions"],
             segment_ids_BT=batch["segment_ids"],
+            order_BT=order_BT,
         )
         weights_BT = batch["loss_weights"]
         loss_sum, aux = linear_cross_entropy(
@@ -95,7 +100,7 @@ class CausalLM:
                 "loss": (nll_sum, weight_sum),
                 "bits_per_byte": (nll_sum / math.log(2), num_bytes),
                 "accuracy": (jnp.sum(aux["correct_BT"] * weights_BT), weight_sum),
-                "filled_slots": (num_tokens, jnp.float32(is_real_BT.size)),
+                "filled_slots": (num_tokens, jnp.float32(num_slots)),
                 "keys_per_token": (num_keys, num_tokens),
             },
         )

@@ -1,7 +1,8 @@
-"""Islands: code that each device runs on its own part of the arrays, with nothing exchanged.
+"""Islands: code that each device runs on its own part of the arrays.
 
-Kernels that the compiler cannot cut (Pallas, cuDNN) and loops that it would cut badly are put into
-`jax.shard_map` over the whole mesh here. What exchanges data inside is written elsewhere.
+Kernels that the compiler cannot cut (Pallas, cuDNN), loops that it would cut badly, and code that
+says itself what is exchanged (rings, expert dispatch) are put into `jax.shard_map` over the whole
+mesh here.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +17,12 @@ Names = tuple[str | None, ...]
 
 
 def on_each_device(
-    function: Callable[..., jax.Array],
+    function: Callable[..., tuple[jax.Array, ...]],
     args: Sequence[jax.Array | None],
     names: Sequence[Names],
-    out_shape: tuple[int, ...],
-    out_names: Names,
-) -> jax.Array:
+    out_shapes: Sequence[tuple[int, ...]],
+    out_names: Sequence[Names],
+) -> tuple[jax.Array, ...]:
     """Calls a function with each device's part of its arguments.
 
     Arguments are moved to the layout that the rules give their names first; dimensions that do not
@@ -29,11 +30,12 @@ def on_each_device(
     the function is called as it is.
 
     Args:
-      function: takes the arguments and returns one array; must not need other devices' parts.
+      function: takes the arguments and returns a tuple of arrays. What it exchanges with other
+        devices it must know itself.
       args: arrays, or None, which is passed on.
       names: logical names of the dimensions of each argument.
-      out_shape: shape of the result as a whole.
-      out_names: logical names of its dimensions, to be cut as those of the arguments are.
+      out_shapes: shape of each result as a whole.
+      out_names: logical names of their dimensions, to be cut as those of the arguments are.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
@@ -42,6 +44,8 @@ def on_each_device(
     trivial = tuple(axis for axis, size in mesh.shape.items() if size == 1)
 
     def spec(shape: tuple[int, ...], dim_names: Names) -> PartitionSpec:
+        if not shape:
+            return PartitionSpec()
         first, *rest = rules.spec_of(dim_names, shape, mesh)
         return PartitionSpec((*rules.axes_of(first), *trivial), *rest)
 
@@ -49,7 +53,6 @@ def on_each_device(
         None if arg is None else spec(arg.shape, arg_names)
         for arg, arg_names in zip(args, names, strict=True)
     )
+    out_specs: Any = tuple(map(spec, out_shapes, out_names))
     # The kernels within say nothing of how their results vary over the mesh: no check of it.
-    return jax.shard_map(
-        function, in_specs=specs, out_specs=spec(out_shape, out_names), check_vma=False
-    )(*args)
+    return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)(*args)

@@ -70,9 +70,13 @@ class MeshConfig:
         types = (AxisType.Auto,) * len(sizes)
         num_slices = len({getattr(device, "slice_index", 0) for device in devices})
         if num_slices == 1:
-            shape = tuple(sizes.values())
-            return jax.make_mesh(shape, tuple(sizes), devices=devices, axis_types=types)
-        return Mesh(_over_slices(sizes, num_slices, devices), tuple(sizes), axis_types=types)
+            # An axis need not be one dimension of the torus that TPUs lie on.
+            places = mesh_utils.create_device_mesh(
+                tuple(sizes.values()), devices, allow_split_physical_axes=True
+            )
+        else:
+            places = _over_slices(sizes, num_slices, devices)
+        return Mesh(places, tuple(sizes), axis_types=types)
 
 
 def _over_slices(sizes: dict[str, int], num_slices: int, devices: Sequence[Any]) -> np.ndarray:
@@ -82,7 +86,10 @@ def _over_slices(sizes: dict[str, int], num_slices: int, devices: Sequence[Any])
             between = {other: num_slices if other == axis else 1 for other in sizes}
             within = {other: size // between[other] for other, size in sizes.items()}
             return mesh_utils.create_hybrid_device_mesh(
-                tuple(within.values()), tuple(between.values()), devices
+                tuple(within.values()),
+                tuple(between.values()),
+                devices,
+                allow_split_physical_axes=True,
             )
     raise ValueError(
         f"mesh {sizes}: over {num_slices} slices, mesh.MeshConfig.data or mesh.MeshConfig.fsdp "

@@ -1,7 +1,7 @@
 """Which mesh axes a tensor dimension lies on: one table from logical names to mesh axes.
 
 Weights and activations have names apart, since the same dimension is often cut differently in
-the two: `embed` (weights) is cut by fsdp, `act_embed` is whole.
+the two: `embed` (weights) is cut by fsdp and seq, `act_embed` is whole.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ DEFAULT_RULES: Rules = {
     # Weights.
     "layers": (),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "seq"),  # devices that share a row share its weights too
     "kv_heads": ("tensor",),
     "qkv": (),
     "heads": ("tensor",),
@@ -32,7 +32,7 @@ DEFAULT_RULES: Rules = {
     "act_batch": ("data", "fsdp", "expert"),
     "act_length": ("seq",),
     "act_embed": (),
-    "act_heads": ("tensor", "seq"),
+    "act_heads": ("tensor",),
     "act_head_dim": (),
     "act_mlp": ("tensor",),
 }

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from t5x_style.ops import attention, attention_kernels
-from t5x_style.ops.blockwise_attention import HIDDEN_SCORE, blockwise_attention
+from t5x_style.ops.blockwise_attention import blockwise_attention
+from t5x_style.parallel.ring_attention import HIDDEN_SCORE, Marks
 from tests.numerics import internlm2_numpy as formulas
 
 BATCH, KV_HEADS, HEAD_DIM = 2, 2, 8
@@ -49,39 +50,43 @@ CASES = [
 by_name = functools.partial(pytest.mark.parametrize, ids=lambda case: case.name)
 
 
-def arrays(case: Case, dtype) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """q, k, v and the gradient of the result, and marks as `attend` takes them."""
+def arrays(case: Case, dtype) -> tuple[list[np.ndarray], tuple[Marks, Marks]]:
+    """q, k, v and the gradient of the result, and the marks of queries and keys."""
     rng = np.random.default_rng(0)
     of_queries = (BATCH, case.length, KV_HEADS * case.groups, HEAD_DIM)
     of_keys = (BATCH, case.keys, KV_HEADS, HEAD_DIM)
     values = [rng.normal(size=s).astype(dtype) for s in (of_queries, of_keys, of_keys, of_queries)]
-    marks = {}
+    q_marks, k_marks = Marks(), Marks()
     if case.packed:
         # Two rows with other boundaries, the second ending in padding.
         def segments(size):
             at = np.arange(size)
             return np.stack([at // 11 + 1, np.where(at < 20, 1 + at // 13, 0)]).astype(np.int32)
 
-        marks = {"q_segments_BT": segments(case.length), "k_segments_BS": segments(case.keys)}
+        q_marks, k_marks = (Marks(segments_BT=segments(n)) for n in (case.length, case.keys))
     if case.positions:
         # Neither in order nor starting at 0; the first query of a row sees a single key.
         order = rng.permuted(np.arange(case.keys)[None].repeat(BATCH, 0), axis=1)
-        marks["k_positions_BS"] = order.astype(np.int32)
-        marks["q_positions_BT"] = (np.arange(case.length)[None] + [[0], [9]]).astype(np.int32)
-    return values, marks
+        k_marks = k_marks._replace(order_BT=order.astype(np.int32))
+        q_order = np.arange(case.length)[None] + [[0], [9]]
+        q_marks = q_marks._replace(order_BT=q_order.astype(np.int32))
+    return values, (q_marks, k_marks)
 
 
 def expected(case: Case) -> np.ndarray:
-    (q, k, v, _), marks = arrays(case, np.float64)
-    zeros = {"q": np.zeros((1, case.length)), "k": np.zeros((1, case.keys))}
+    (q, k, v, _), (q_marks, k_marks) = arrays(case, np.float64)
+
+    def segments(marks, size):
+        return np.zeros((1, size)) if marks.segments_BT is None else marks.segments_BT
+
     seen = formulas.visible(
         case.length,
         case.keys,
         causal=case.causal,
-        q_order=marks.get("q_positions_BT"),
-        k_order=marks.get("k_positions_BS"),
-        q_segments=marks.get("q_segments_BT", zeros["q"]),
-        k_segments=marks.get("k_segments_BS", zeros["k"]),
+        q_order=q_marks.order_BT,
+        k_order=k_marks.order_BT,
+        q_segments=segments(q_marks, case.length),
+        k_segments=segments(k_marks, case.keys),
     )
     return formulas.attention(q, k, v, np.broadcast_to(seen, (BATCH, case.length, case.keys)))
 
@@ -98,7 +103,7 @@ def run(case: Case, dtype, implementation: str):
                 q,
                 k,
                 v,
-                **marks,
+                *marks,
                 causal=case.causal,
                 implementation=implementation,
                 block_tokens=case.block,
@@ -140,9 +145,8 @@ def test_gradient_of_the_formula_itself():
     """The gradients above are held against another piece of JAX; this one against NumPy."""
     case = Case("", length=6, packed=True, block=4)
     (q, k, v, d_out), marks = arrays(case, np.float64)
-    seen = formulas.visible(
-        6, 6, causal=True, q_segments=marks["q_segments_BT"], k_segments=marks["k_segments_BS"]
-    )
+    segments = marks[0].segments_BT
+    seen = formulas.visible(6, 6, causal=True, q_segments=segments, k_segments=segments)
     rng = np.random.default_rng(1)
     directions = [rng.normal(size=x.shape) for x in (q, k, v)]
     slope = formulas.slope(
@@ -179,16 +183,14 @@ def test_log_sum_exp_and_its_gradient():
 
 def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_gradient():
     (q, k, v, d_out), _ = arrays(Case("", length=9), np.float32)
-    marks = {
-        "q_segments_BT": jnp.zeros((BATCH, 9), jnp.int32).at[:, 4].set(7),
-        "k_segments_BS": jnp.zeros((BATCH, 9), jnp.int32),
-    }
+    segments = jnp.zeros((BATCH, 9), jnp.int32)
+    marks = Marks(segments_BT=segments.at[:, 4].set(7)), Marks(segments_BT=segments)
     for block in (16, 2):
 
         @jax.jit
         def results(q, k, v, d_out, block=block):
             (out, lse), pull = jax.vjp(
-                lambda q, k, v: blockwise_attention(q, k, v, **marks, block_tokens=block), q, k, v
+                lambda q, k, v: blockwise_attention(q, k, v, *marks, block_tokens=block), q, k, v
             )
             return out, lse, *pull((d_out, jnp.zeros_like(lse)))
 
@@ -203,9 +205,10 @@ def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_gradient():
 def test_packed_rows_are_what_their_documents_are_alone():
     (q, k, v, _), _ = arrays(Case("", length=30), np.float32)
     segments = jnp.asarray(np.repeat([1, 2, 3], [7, 13, 10])[None].repeat(BATCH, 0))
+    marks = Marks(segments_BT=segments)
     for block in (8, 1):
         run_attention = jax.jit(functools.partial(attention.attend, block_tokens=block))
-        packed = run_attention(q, k, v, q_segments_BT=segments, k_segments_BS=segments)
+        packed = run_attention(q, k, v, marks, marks)
         for start, stop in ((0, 7), (20, 30)):
             alone = run_attention(*(x[:, start:stop] for x in (q, k, v)))
             np.testing.assert_allclose(packed[:, start:stop], alone, atol=1e-6)
@@ -214,7 +217,7 @@ def test_packed_rows_are_what_their_documents_are_alone():
 def test_blocks_that_no_query_sees_are_not_computed():
     """A NaN in them would otherwise reach the sums, if only as 0 * NaN."""
     (q, k, v, d_out), _ = arrays(Case("", length=32), np.float32)
-    segments = jnp.asarray(np.repeat([1, 2], 16)[None].repeat(BATCH, 0))
+    marks = Marks(segments_BT=jnp.asarray(np.repeat([1, 2], 16)[None].repeat(BATCH, 0)))
     v = v.copy()
     v[:, :16] = np.nan
     d_out[:, :16] = 0
@@ -222,11 +225,7 @@ def test_blocks_that_no_query_sees_are_not_computed():
     @jax.jit
     def results(q, k):
         out, pull = jax.vjp(
-            lambda q, k: attention.attend(
-                q, k, v, q_segments_BT=segments, k_segments_BS=segments, block_tokens=1
-            ),
-            q,
-            k,
+            lambda q, k: attention.attend(q, k, v, marks, marks, block_tokens=1), q, k
         )
         return out, *pull(jnp.asarray(d_out))
 
@@ -261,7 +260,7 @@ def test_kernels_for_other_platforms(kernel, causal, packed):
 
     @jax.jit
     def results(q, k, v, d_out):
-        segments = marks.get("q_segments_BT")
+        segments = marks[0].segments_BT
         out, pull = jax.vjp(
             lambda q, k, v: functions[kernel](q, k, v, segments, causal=causal), q, k, v
         )
@@ -277,8 +276,8 @@ def test_the_default_follows_the_platform_and_what_the_call_needs(monkeypatch):
         monkeypatch.setattr(attention, "platform", lambda: platform)
         q, k = (jax.ShapeDtypeStruct((1, length, n, 64), dtype) for n in (2, 1))
         mark = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        order, segments = mark if positions else None, mark if packed else None
-        call = attention._Call(q, k, k, order, order, segments, segments)
+        marks = Marks(mark if positions else None, mark if packed else None)
+        call = attention._Call(q, k, k, marks, marks)
         it = attention._choose(None, call)
         return next(name for name, other in attention._IMPLEMENTATIONS.items() if other is it)
 
