@@ -1,4 +1,4 @@
-"""Operations of the model in use, and what the devices could do: the two sides of MFU.
+"""Operations of the model in use; `parallel.topology` knows what the devices could do.
 
 Counted are the multiplications and additions of matrix products that the mathematics needs: those
 of attention only for the pairs of tokens that attend (half of the square in a causal model, and
@@ -6,31 +6,6 @@ none across packed documents), those of recomputation not at all.
 """
 
 from t5x_style.models.config import TransformerConfig
-
-# Dense bf16 operations per second of one device, from the makers' data sheets; matched against the
-# beginning of jax's `device_kind`, the longest name first.
-PEAK_FLOPS_PER_SEC = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-}
-
-
-def peak_flops_per_sec(device_kind: str) -> float | None:
-    """Returns the peak of one device in operations per second, None where it is not known."""
-    for name in sorted(PEAK_FLOPS_PER_SEC, key=len, reverse=True):
-        if device_kind.startswith(name):
-            return PEAK_FLOPS_PER_SEC[name]
-    return None
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
@@ -60,3 +35,15 @@ def training_flops_per_token(
         keys_per_token = (length + 1) / 2 if config.causal else length
     attention = 4 * config.num_layers * config.num_query_heads * config.head_dim * keys_per_token
     return 3 * (2 * matrix_parameters(config) + attention)
+
+
+def recomputed_flops_per_token(config: TransformerConfig, length: int) -> float:
+    """Returns the operations that rematerialisation adds for one token, of one document a row.
+
+    They are no part of MFU, but take time: the forward pass of the layers where nothing is kept,
+    the inner products of the feed-forward layer where only attention is.
+    """
+    inner = 2 * 2 * config.num_layers * config.embed_dim * config.mlp_dim
+    head = 2 * config.embed_dim * config.vocab_size
+    forward = training_flops_per_token(config, length) / 3 - head
+    return {"full": forward, "attention": inner}.get(config.remat, 0)

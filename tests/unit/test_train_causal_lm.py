@@ -92,18 +92,3 @@ def test_operations_of_the_published_7b_model():
     assert flops.training_flops_per_token(encoder, 4096) == pytest.approx(
         6 * weights + attention * 2 * 4096 / 4097
     )
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v5", 459e12),
-        ("cpu", None),
-    ],
-)
-def test_peak_of_a_device_kind(kind, peak):
-    assert flops.peak_flops_per_sec(kind) == peak
