@@ -44,6 +44,7 @@ def test_ten_steps_equal_five_and_five_bit_for_bit(tmp_path, monkeypatch):
     assert job.digest(tmp_path / "straight") == job.digest(tmp_path / "broken")
 
 
+@pytest.mark.slow
 def test_another_order_of_the_data_would_be_seen(tmp_path):
     job.make_store(tmp_path / "store")
     for seed in (0, 1):

@@ -71,6 +71,7 @@ def test_kills_at_random_moments_end_the_same(reference):
     assert job.digest(run_dir) == expected
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_the_first_goes_on(reference):
     folder, expected = reference
     # Slow enough to be found at work: it hangs after its third step until it is ended.

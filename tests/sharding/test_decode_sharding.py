@@ -26,6 +26,7 @@ def params():
     return transformer.init_params(CONFIG, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [1, None])
 @pytest.mark.parametrize("sizes", EIGHT.values(), ids=EIGHT)
 def test_eight_devices_say_what_one_says(params, sizes, exchange):

@@ -58,6 +58,7 @@ def expected():
     return jax.device_get((state, metrics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_any_placement_gives_what_one_device_gives(name, expected):
     one = job({"data": 1, "fsdp": 2, "seq": 4}, **PLACEMENTS[name])

@@ -128,7 +128,17 @@ def relative_error(found, wanted) -> float:
     return float(np.abs(np.float64(found) - wanted).max() / np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# One of each way is enough in between.
+FAST = ("ring_packed", "exchange_uneven", "both_uneven_six_queries_a_key")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in FAST else pytest.mark.slow)
+        for case in CASES
+    ],
+)
 def test_values_and_gradients_in_float64(case):
     (q, k, v, d_out), segments = arrays(case, np.float64)
     with jax.enable_x64(True), jax.set_mesh(mesh_of(case)):
@@ -137,6 +147,7 @@ def test_values_and_gradients_in_float64(case):
         assert relative_error(found, wanted) < 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ring_packed", "exchange_packed_four_queries_a_key", "both_packed"]
 )

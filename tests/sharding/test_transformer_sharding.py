@@ -103,9 +103,12 @@ def on_one_device():
     )
 
 
-@pytest.mark.parametrize(
-    "sizes", MESHES, ids=lambda sizes: "_".join(f"{axis}{size}" for axis, size in sizes.items())
-)
+def named(sizes):
+    name = "_".join(f"{axis}{size}" for axis, size in sizes.items())
+    return pytest.param(sizes, id=name, marks=() if len(sizes) == 4 else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("sizes", map(named, MESHES))
 def test_eight_devices_give_what_one_gives(sizes):
     mesh = MeshConfig(**sizes).build()
     with jax.set_mesh(mesh):

@@ -69,6 +69,7 @@ def test_what_does_not_fit_ends_with_code_one(capsys):
     assert "DOES NOT FIT" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_what_it_tried(tmp_path, capsys):
     choices = plan.Choices(remats=["full", "none"], meshes=[{"data": 8}, {"seq": 2, "data": -1}])
     output = tmp_path / "sweep.json"
