@@ -52,6 +52,7 @@ def test_another_order_of_the_data_would_be_seen(tmp_path):
     assert job.digest(tmp_path / "seed0") != job.digest(tmp_path / "seed1")
 
 
+@pytest.mark.slow
 def test_a_finished_run_returns_at_once_and_a_longer_one_goes_on(tmp_path, monkeypatch):
     job.make_store(tmp_path / "store")
     job.run(tmp_path, total_steps=2)

@@ -89,6 +89,7 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(reference):
     assert job.digest(folder / "doubled") == expected
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_ends_the_process_with_its_stacks(reference):
     folder, _ = reference
     process = job.start(folder, name="hung", fault="hang@step:3", step_timeout_secs=2.0, **STEPS)

@@ -68,6 +68,7 @@ def test_cached_decode_is_the_teacher_forced_argmax(name, scan_layers):
         _assert_follows_teacher(config, params, prompt, sample)
 
 
+@pytest.mark.slow
 def test_bfloat16_decode_stays_near_float32():
     config = dataclasses.replace(_CONFIG, dtype="bfloat16")
     params = hf_models.seeded_params(config)
@@ -104,6 +105,7 @@ def test_a_row_ends_at_its_stop_id_and_does_not_disturb_the_others():
     assert len(stopped[1].tokens) <= 7
 
 
+@pytest.mark.slow
 def test_the_loop_ends_when_all_rows_have_stopped():
     """The program counts: a row that never stops would need 100,000 steps."""
     params = hf_models.seeded_params(_CONFIG)
@@ -131,6 +133,7 @@ def test_the_loop_ends_when_all_rows_have_stopped():
     assert not np.any(generated.tokens_BN[1])
 
 
+@pytest.mark.slow
 def test_batches_change_nothing_and_seeds_change_samples():
     params = hf_models.seeded_params(_CONFIG)
     prompts = [_PROMPTS[0], [7] * 20, *_PROMPTS[1:]]  # two buckets of length
@@ -158,6 +161,7 @@ def test_shapes_come_from_short_ladders():
     assert all(n <= samplers.bucket(n) < max(17, 1.5 * n + 1) for n in range(1, 4097))
 
 
+@pytest.mark.slow
 def test_settings_limits_and_lengths_of_a_bucket_share_a_compilation():
     sampler = Sampler(_CONFIG, hf_models.seeded_params(_CONFIG))
     sampler.generate(_PROMPTS, 10, sampling=Sampling(temperature=0.5, top_p=0.9))

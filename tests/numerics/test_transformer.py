@@ -188,6 +188,7 @@ def test_stacking_and_taking_apart_are_inverse():
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [name for name in POLICIES if name != "none"])
 def test_rematerialisation_changes_nothing(remat):
     b, tree = batch(), transformer.stack_layers(params())
@@ -222,6 +223,7 @@ def test_policies_keep_what_they_name():
     assert kept["full"][1] == 2 + 3 + 2
 
 
+@pytest.mark.slow
 def test_bfloat16_with_float32_weights():
     b, tree = batch(), transformer.stack_layers(params())
     config = change(scan_layers=True, dtype="bfloat16")
@@ -235,6 +237,7 @@ def test_bfloat16_with_float32_weights():
         assert float(jnp.linalg.norm(x - y)) < 0.1 * float(jnp.linalg.norm(y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_initial_values(scan_layers):
     config = change(scan_layers=scan_layers, num_layers=2, embed_dim=64, mlp_dim=256, init_std=0.02)

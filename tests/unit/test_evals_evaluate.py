@@ -87,6 +87,7 @@ def test_every_checkpoint_is_measured_on_the_same_text_at_every_length(made, tmp
         assert pieces == ({2} if row["length"] == 64 else {4 + 6 + 1 + 1})
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_is_left_alone_and_other_weights_are_measured_anew(made, tmp_path):
     output = tmp_path / "out"
     first = _evaluate(made, output, length=16)
