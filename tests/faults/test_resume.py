@@ -128,6 +128,7 @@ def test_an_initial_run_that_cannot_be_used_is_refused(tmp_path):
         InitialRun("x", mode="weights")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_over_other_meshes_from_the_same_bits(tmp_path):
     """Right after the restore every bit is the same; later losses agree to 1e-4."""
     meshes = [

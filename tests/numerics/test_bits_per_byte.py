@@ -78,6 +78,7 @@ def _reference(params, documents):
     return nats
 
 
+@pytest.mark.slow
 def test_bits_per_byte_matches_float64_beyond_the_trained_length(params, documents):
     totals = _measured(_CONFIG, params, _batches(documents, 48, 2, together=False), 48)
     nats = _reference(params, documents)

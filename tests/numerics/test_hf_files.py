@@ -222,6 +222,7 @@ print(resident("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 def test_export_and_import_stream(tmp_path):
     """The weights are 133 MB; what is needed beside them stays near one file of 16 MB."""
     extra_bytes = {}

@@ -246,6 +246,7 @@ def test_memory_grows_with_the_length_not_its_square():
     assert memory.temp_size_in_bytes < 100e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])

@@ -141,6 +141,7 @@ def test_data_parallelism_only_sums_gradients():
     assert sum(counts.values()) == 7 + 4
 
 
+@pytest.mark.slow
 def test_full_sharding_gathers_weights_and_moves_no_activation():
     counts = collectives({"data": 1, "fsdp": 8})
     gathered = {shape: n for (kind, shape), n in counts.items() if kind == "all-gather"}

@@ -44,6 +44,7 @@ def pod(monkeypatch):
     monkeypatch.setattr(plan, "topology_of", lambda name: devices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", plan.STEPS)
 def test_a_step_is_compiled_and_measured(step, tmp_path, capsys):
     output = tmp_path / "plans" / "plan.json"
