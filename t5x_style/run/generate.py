@@ -2,23 +2,21 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from t5x_style.artifacts import Artifact
 from t5x_style.config import cli
 from t5x_style.data.vocabulary import Vocabulary
 from t5x_style.infer.sampler import Sampler
 from t5x_style.infer.sampling import Sampling
-from t5x_style.models.config import TransformerConfig
 from t5x_style.progress import progress
-from t5x_style.train import checkpoint, state
-from t5x_style.train.fingerprint import digest
+from t5x_style.train import trained_model
+from t5x_style.train.trained_model import Named
 
 SAMPLES_NAME = "samples.json"
 
 
 def generate(
-    checkpoints: Mapping[str, str | tuple[str, int]],
+    checkpoints: Mapping[str, Named],
     vocabulary: str,
     prompts: Sequence[str],
     output_dir: str,
@@ -53,7 +51,10 @@ def generate(
         )
     texts = Vocabulary.load(vocabulary)
     settings = {
-        "checkpoints": {name: _identity(name, value) for name, value in checkpoints.items()},
+        "checkpoints": {
+            name: trained_model.identity(value, _setting(name))
+            for name, value in checkpoints.items()
+        },
         "vocabulary": texts.fingerprint,
         "prompts": list(prompts),
         "max_new_tokens": max_new_tokens,
@@ -68,7 +69,7 @@ def generate(
     with artifact.write() as writer:
         rows = []
         for name, value in progress(checkpoints.items(), description="generate", unit="models"):
-            config, params = _load(name, value)
+            config, params = trained_model.load(value, _setting(name))
             if config.vocab_size != texts.vocab_size:
                 raise ValueError(
                     f"checkpoint {name} has a vocabulary of {config.vocab_size}, {vocabulary} one "
@@ -97,18 +98,8 @@ def generate(
     print(f"generate: {len(rows)} samples in {output_dir}")
 
 
-def _load(name: str, value: str | tuple[str, int]) -> tuple[TransformerConfig, Any]:
-    run_dir, step = (value, None) if isinstance(value, str) else value
-    try:
-        return checkpoint.load_model(run_dir, step)
-    except ValueError as error:
-        raise ValueError(f"generate.checkpoints[{name!r}]: {error}") from error
-
-
-def _identity(name: str, value: str | tuple[str, int]) -> dict[str, Any]:
-    """Returns what decides a model's samples: its config and a digest of its weights."""
-    config, params = _load(name, value)
-    return {"model": config, "fingerprint": digest(state.named_leaves({"params": params}))}
+def _setting(name: str) -> str:
+    return f"generate.checkpoints[{name!r}]"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""The needle is where it should be, and answers are worth what the published scores say."""
+
+import json
+
+import jax
+import pytest
+from flax import linen as nn
+
+from t5x_style.data.text_tasks import TextTask
+from t5x_style.data.vocabulary import train_vocabulary
+from t5x_style.evals import needle as needles
+from t5x_style.evals.needle import Case, Needle, build, scores, similarity, trimmed
+from t5x_style.models import transformer
+from t5x_style.models.config import TransformerConfig
+from t5x_style.run import needle as verb
+from t5x_style.train import checkpoint
+
+NEEDLE = Needle(
+    statement="\nThe code of {key} is {value}.\n",
+    before="Read {this}:\n",
+    after="\nThe code of {key} is",
+    reference=" {value}.",
+    keyword="{value}",
+    keys=("amber", "birch", "cedar"),
+    values=("7304", "1958", "2266"),
+)
+TEXTS = [list(b"abcdefgh" * 5), list(b"12345678" * 10), list(b"........" * 10)]
+
+
+def encode(text):
+    return list(text.encode())
+
+
+@pytest.mark.parametrize("depth", [0, 30, 100])
+def test_the_needle_lies_at_its_depth_in_a_prompt_of_its_length(depth):
+    prompt, filled = build(Case(160, depth, 0), NEEDLE, TEXTS, encode, answer_tokens=10)
+    assert len(prompt) == 150
+    text = bytes(prompt).decode()
+    assert text.startswith("Read {this}:\n")
+    assert text.endswith(filled.after)
+    hay = text[len(filled.before) : -len(filled.after)]
+    place = hay.index(filled.statement)
+    assert place == int((len(hay) - len(filled.statement)) * depth / 100)
+
+
+def test_cases_differ_in_texts_and_keys_and_are_the_same_again():
+    def prompts(seed):
+        cases = needles.cases([200, 100], [0, 50], 3)
+        return [build(c, NEEDLE, TEXTS, encode, answer_tokens=5, seed=seed)[0] for c in cases]
+
+    assert prompts(0) == prompts(0) != prompts(1)
+    assert len({tuple(prompt) for prompt in prompts(0)}) == 12
+    assert [len(prompt) for prompt in prompts(0)] == [95] * 6 + [195] * 6
+
+
+def test_lengths_without_room_and_texts_without_end_are_refused():
+    with pytest.raises(ValueError, match=r"needle\.needle\.lengths: 40 tokens leave no room"):
+        build(Case(40, 0, 0), NEEDLE, TEXTS, encode, answer_tokens=10)
+    with pytest.raises(ValueError, match=r"haystack: the texts have 200 tokens together"):
+        build(Case(1000, 0, 0), NEEDLE, TEXTS, encode, answer_tokens=10)
+
+
+def test_scores_by_hand():
+    assert similarity("kitten", "sitting") == pytest.approx(100 * (1 - 3 / 7))
+    assert similarity(" a b\nc ", "abc") == 100
+    assert similarity("", "abcd") == 0
+    # Ten characters and a full stop: cut behind the stop between the 8th and the 13th.
+    reference = "0123456789."
+    assert trimmed("0123456x9. And so on", reference) == "0123456x9."
+    assert trimmed("0123. And so on and on", reference) == "0123.Andsoonandon"
+    filled = Needle(statement="", after="", reference=reference, keyword="345")
+    found = scores("0123456x9. And", filled)
+    assert found["keyword"] == found["needlebench"] == 100
+    assert found["trimmed"] == pytest.approx(100 * (1 - 2 / 11))
+    assert found["edit"] == pytest.approx(100 * (1 - 5 / 13))
+    missed = scores("99", filled)
+    assert missed["needlebench"] == pytest.approx(0.2 * missed["edit"])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a vocabulary, a text and two checkpoints of a model that knows nothing."""
+    folder = tmp_path_factory.mktemp("needle")
+    text = "The quick brown fox jumps over the lazy dog. It was not amused.\n" * 40
+    (folder / "hay.txt").write_text(text)
+    words = train_vocabulary([text], 480)
+    words.save(folder / "tokenizer.model")
+    config = TransformerConfig(
+        vocab_size=words.vocab_size,
+        num_layers=1,
+        embed_dim=16,
+        num_query_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=16,
+    )
+    for seed in (0, 1):
+        params = nn.unbox(transformer.init_params(config, jax.random.key(seed)))
+        checkpoint.save_model(folder / f"run{seed}", config, params)
+    return folder
+
+
+def ask(made, output):
+    hay = str(made / "hay.txt")
+    verb.needle(
+        {"one": str(made / "run0"), "two": str(made / "run1")},
+        str(made / "tokenizer.model"),
+        TextTask(name="hay", train_files=hay, validation_files=hay),
+        NEEDLE,
+        str(output),
+        [128, 192],
+        depths=[0, 100],
+        num_repeats=2,
+        answer_tokens=8,
+    )
+    return [json.loads(line) for line in (output / verb.NEEDLE_NAME).read_text().splitlines()]
+
+
+def test_the_verb_goes_on_where_it_was_broken_off(made, tmp_path, monkeypatch):
+    whole = ask(made, tmp_path / "whole")
+    assert len(whole) == 2 * 2 * 2 * 2
+    assert {row["length"] for row in whole} == {128, 192}
+
+    class BrokenOff(Exception):
+        pass
+
+    appended = verb._append
+    calls = []
+
+    def append_twice(path, rows):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            with open(path, "a") as file:
+                file.write('{"name": "tw')
+            raise BrokenOff
+        appended(path, rows)
+
+    monkeypatch.setattr(verb, "_append", append_twice)
+    with pytest.raises(BrokenOff):
+        ask(made, tmp_path / "again")
+    monkeypatch.setattr(verb, "_append", appended)
+    asked = []
+    build = needles.build
+    monkeypatch.setattr(
+        needles, "build", lambda case, *args, **kw: asked.append(case) or build(case, *args, **kw)
+    )
+    assert ask(made, tmp_path / "again") == whole
+    assert len(asked) == 16 - sum(calls[:2])
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".jsonl"] == []
