@@ -26,6 +26,7 @@ _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # A type, its dimensions, and the layout, which on TPUs says in which memory the array lies.
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _LISTED_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}")
+_AXES_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 # Instructions that move nothing themselves.
@@ -256,6 +257,12 @@ def _array_bytes(dtype: str, dims: str) -> float:
 
 
 def _first_group(text: str, num_devices: int) -> list[int]:
+    if match := _AXES_GROUPS.search(text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        within = re.findall(r"'(\w+)'", match[2])
+        ids = np.arange(num_devices).reshape([int(size) for size in sizes.values()])
+        place = tuple(slice(None) if axis in within else 0 for axis in sizes)
+        return np.ravel(ids[place]).tolist()
     if match := _IOTA_GROUPS.search(text):
         _, size, dims, order = match.groups()
         ids = np.arange(num_devices).reshape([int(dim) for dim in dims.split(",")])
