@@ -121,8 +121,9 @@ def topology(name: str) -> Topology:
 
 
 def _tpus(kind: str, num_slices: int, sizes: Sequence[int]) -> Sequence[Any]:
-    # Without this libtpu asks the cloud's metadata server who it is.
+    # No TPU is used: libtpu need not ask the cloud who it is, nor be alone on this machine.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options = {"num_slices": num_slices} if num_slices > 1 else {}
     shape = "x".join(map(str, sizes))
     return topologies.get_topology_desc(
