@@ -47,17 +47,16 @@ class Component:
 class Batches:
     """An endless iterator of packed batches for one host, with a small exact state.
 
-    Each batch is a dict of arrays [batch_size / host_count, length]: inputs, targets, positions,
-    segment_ids, target_bytes (int32) and loss_weights (float32); see `packing.empty_rows`. Row r
-    of the global batch goes to host r * host_count // batch_size. Every prediction of every
-    example of a component comes exactly once in an epoch of that component.
+    Each batch is a dict of arrays [rows, length]: inputs, targets, positions, segment_ids,
+    target_bytes (int32) and loss_weights (float32); see `packing.empty_rows`. Every prediction of
+    every example of a component comes exactly once in an epoch of that component.
 
     Args:
       components: the mixture.
       length: predictions in a row (the context).
       batch_size: rows in the global batch.
       seed: any integer; another seed, another order.
-      host_index, host_count: this host and the number of hosts; they do not change the stream.
+      rows: this host's rows of the global batch, None for all; they do not change the stream.
       window_examples: examples packed together; more fills rows better and mixes more.
 
     Raises:
@@ -70,15 +69,14 @@ class Batches:
         length: int,
         batch_size: int,
         seed: int,
-        host_index: int = 0,
-        host_count: int = 1,
+        rows: range | None = None,
         window_examples: int = 4096,
     ):
         if not components:
             raise ValueError("set Batches.components: a mixture needs at least one Component")
         if window_examples < 1:
             raise ValueError(f"Batches.window_examples = {window_examples} is below 1")
-        self._own = _own_rows(length, batch_size, host_index, host_count)
+        self._own = _own_rows(length, batch_size, rows)
         self.length, self.batch_size = length, batch_size
         stores = [TokenStore.open(component.store) for component in components]
         for store in stores[1:]:
@@ -157,13 +155,13 @@ class Batches:
 
 
 def validation_batches(
-    store: str, length: int, batch_size: int, host_index: int = 0, host_count: int = 1
+    store: str, length: int, batch_size: int, rows: range | None = None
 ) -> Iterator[Batch]:
     """Yields every prediction of a store exactly once, packed, in an order that never changes.
 
     Args:
       store: folder of the token store.
-      length, batch_size, host_index, host_count: as in `Batches`.
+      length, batch_size, rows: as in `Batches`.
 
     Yields:
       Batches as `Batches` makes them; the last one is padded with empty rows, and every host gets
@@ -172,7 +170,7 @@ def validation_batches(
     Raises:
       ValueError: the store is missing or empty, or a size makes no sense.
     """
-    own = _own_rows(length, batch_size, host_index, host_count)
+    own = _own_rows(length, batch_size, rows)
     opened = TokenStore.open(store)
     component = Component(store, order=SequentialOrder)
     cursor = _Cursor(component, opened, length, seed=0, number=0, window_examples=4096)
@@ -308,16 +306,11 @@ class _Shares:
         return owners[first_row - rows[0] :][:num_rows]
 
 
-def _own_rows(length: int, batch_size: int, host_index: int, host_count: int) -> range:
+def _own_rows(length: int, batch_size: int, rows: range | None) -> range:
     """Returns this host's rows of the global batch."""
     if length < 1 or batch_size < 1:
         raise ValueError(f"length = {length} and batch_size = {batch_size} must be at least 1")
-    if host_count < 1 or not 0 <= host_index < host_count:
-        raise ValueError(f"host_index = {host_index} is not one of {host_count} hosts")
-    if batch_size % host_count:
-        raise ValueError(
-            f"batch_size = {batch_size} rows cannot be shared evenly by {host_count} hosts: make "
-            f"it a multiple of {host_count}"
-        )
-    per_host = batch_size // host_count
-    return range(host_index * per_host, (host_index + 1) * per_host)
+    own = range(batch_size) if rows is None else rows
+    if not 0 <= own.start < own.stop <= batch_size or own.step != 1:
+        raise ValueError(f"rows = {own} are not some of the {batch_size} rows of a batch")
+    return own

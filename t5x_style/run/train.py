@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from t5x_style.config import cli, gin_files
 from t5x_style.data.batches import Batches, Component, validation_batches
 from t5x_style.data.prefetch import Prefetch
+from t5x_style.parallel.processes import Processes
 from t5x_style.train import compile_cache, description, faults, loop, run_folder, writers
+from t5x_style.train.batch import own_rows
 from t5x_style.train.job import InitialRun, Job
 
 # Fields of a model that say how it is computed, not what: they may change within a run.
@@ -30,6 +30,7 @@ def train(
     *,
     validation: Mapping[str, str] | None = None,
     initial_run: InitialRun | None = None,
+    processes: Processes | None = None,
     writer_names: Sequence[str] = writers.NAMES,
     window_examples: int = 4096,
     dry_run: bool = False,
@@ -42,6 +43,7 @@ def train(
       components: the mixture of token stores.
       validation: name to token store, for evaluations.
       initial_run: the run to start from, unless `run_dir` has checkpoints of its own.
+      processes: the processes to train together with; None: this one is alone.
       writer_names: where metrics go, of `train.writers.NAMES`.
       window_examples: examples that are packed together, see `data.batches.Batches`.
       dry_run: print what the run would be, and return.
@@ -50,22 +52,27 @@ def train(
       ValueError: the settings do not fit each other, or the folder holds another run.
     """
     compile_cache.enable()
+    if processes is not None and not dry_run:
+        processes.join()
     with faults.ending_the_job_on_error(), contextlib.ExitStack() as stack:
         if dry_run:
             print(description.dry_run_text(job), flush=True)
             return
-        hosts = {"host_index": jax.process_index(), "host_count": jax.process_count()}
         batches = Batches(
             components,
             job.length,
             job.batch_size,
             job.seed,
+            rows=own_rows(job.train_batch),
             window_examples=window_examples,
-            **hosts,
         )
         evaluations = {
             name: functools.partial(
-                validation_batches, store, job.length, job.eval_batch_size, **hosts
+                validation_batches,
+                store,
+                job.length,
+                job.eval_batch_size,
+                rows=own_rows(job.eval_batch),
             )
             for name, store in (validation or {}).items()
         }

@@ -59,28 +59,51 @@ def abstract_batch(
     return abstract
 
 
+def own_rows(abstract: AbstractBatch) -> range:
+    """Returns the rows of a global batch that this process has to give.
+
+    Processes whose devices share rows, cutting their positions, give the same ones.
+    """
+    rows = []
+    for x in abstract.values():
+        indices: Any = x.sharding.addressable_devices_indices_map(x.shape)
+        rows += [index[0].indices(x.shape[0]) for index in indices.values()]
+    return range(min(start for start, _, _ in rows), max(stop for _, stop, _ in rows))
+
+
 def place_batch(batch: Mapping[str, np.ndarray], abstract: AbstractBatch) -> dict[str, jax.Array]:
     """Returns the global batch that this process's rows are a part of, on its way to the devices.
 
     Args:
-      batch: this process's rows; names that `abstract` lacks are left out.
+      batch: the rows `own_rows` says; names that `abstract` lacks are left out.
       abstract: shapes, dtypes and shardings of the global batch.
 
     Raises:
       ValueError: an array is missing, or has another dtype or shape.
     """
     placed = {}
+    rows = own_rows(abstract)
     for name, wanted in abstract.items():
         if name not in batch:
             raise ValueError(
                 f"the data gives no {name!r}, which the objective needs: {list(batch)}"
             )
-        rows = wanted.shape[0] // jax.process_count()
         array = batch[name]
-        if array.dtype != wanted.dtype or array.shape != (rows, *wanted.shape[1:]):
+        if array.dtype != wanted.dtype or array.shape != (len(rows), *wanted.shape[1:]):
             raise ValueError(
                 f"batch array {name!r} is {array.dtype}{list(array.shape)}, and the objective "
-                f"needs {np.dtype(wanted.dtype)}{[rows, *wanted.shape[1:]]} from each process"
+                f"needs {np.dtype(wanted.dtype)}{[len(rows), *wanted.shape[1:]]} from each process"
             )
-        placed[name] = jax.make_array_from_process_local_data(wanted.sharding, array, wanted.shape)
+        placed[name] = _placed(array, rows.start, wanted)
     return placed
+
+
+def _placed(array: np.ndarray, first_row: int, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns a global array of which `array` holds some rows, `first_row` the first."""
+
+    def part(index: Any) -> np.ndarray:
+        rows, *rest = index
+        start, stop, _ = rows.indices(wanted.shape[0])
+        return array[(slice(start - first_row, stop - first_row), *rest)]
+
+    return jax.make_array_from_callback(wanted.shape, wanted.sharding, part)

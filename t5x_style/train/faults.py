@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 FAULT_VARIABLE = "T5X_STYLE_FAULT"
 HUNG_EXIT_CODE = 75
+_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 
 
 class Stopped(SystemExit):
@@ -169,11 +170,11 @@ class FaultInjector:
     """Makes the faults that the environment asks for, so that tests can see what follows.
 
     `T5X_STYLE_FAULT` lists them, comma separated: `kill@step:7` before the seventh step,
-    `kill@save:10` once the save of step 10 has begun; kinds are kill, term, raise, hang and, for
-    steps, nan (the batch's floating point values become NaN).
+    `kill@save:10` once the save of step 10 has begun; kinds are kill, term, stop (as SIGSTOP
+    does), raise, hang and, for steps, nan (the batch's floating point values become NaN).
     """
 
-    KINDS = ("kill", "term", "raise", "hang", "nan")
+    KINDS = ("kill", "term", "stop", "raise", "hang", "nan")
     POINTS = ("step", "save")
 
     def __init__(self, text: str | None = None):
@@ -195,10 +196,8 @@ class FaultInjector:
         for fault in self._faults:
             if (fault.point, fault.step) != (point, step):
                 continue
-            if fault.kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif fault.kind == "term":
-                os.kill(os.getpid(), signal.SIGTERM)
+            if fault.kind in _SIGNALS:
+                os.kill(os.getpid(), _SIGNALS[fault.kind])
             elif fault.kind == "raise":
                 raise RuntimeError(f"{FAULT_VARIABLE} asked for this at {point} {step}")
             elif fault.kind == "hang":

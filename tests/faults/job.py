@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from t5x_style.data.token_store import TokenStoreWriter
 from t5x_style.models.config import TransformerConfig
 from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.parallel.mesh import MeshConfig
+from t5x_style.parallel.processes import Processes
 from t5x_style.run.train import train
 from t5x_style.train import checkpoint, faults, run_folder
 from t5x_style.train.job import InitialRun, Job, LoopSettings
@@ -71,6 +73,7 @@ def run(
     schedule_steps: int = 100,
     seed: int = 0,
     validate: bool = False,
+    processes: Sequence[Any] | None = None,
     **settings: Any,
 ) -> None:
     """Trains in `folder / name` on the store in `folder / store`."""
@@ -93,6 +96,7 @@ def run(
         components=[Component(str(folder / store))],
         validation={"held_out": str(folder / store)} if validate else None,
         initial_run=None if initial is None else InitialRun(**initial),
+        processes=None if processes is None else Processes(*processes),
     )
 
 
@@ -148,6 +152,4 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
-    if "distributed" in given:
-        jax.distributed.initialize(*given.pop("distributed"))
     run(Path(sys.argv[1]), **given)

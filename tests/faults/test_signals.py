@@ -4,7 +4,6 @@ import random
 import re
 import signal
 import socket
-import subprocess
 import time
 from typing import Any
 
@@ -96,43 +95,3 @@ def test_a_step_that_hangs_ends_the_process_with_its_stacks(reference):
     text = finish(process, faults.HUNG_EXIT_CODE)
     assert "step_timeout_secs" in text
     assert re.search(r"loop\.py.*in fit", text)
-
-
-def start_two(folder, faults_by_process=("", ""), **arguments):
-    """Starts a job of two processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    return [
-        job.start(folder, fault=fault, distributed=[address, 2, index], **arguments)
-        for index, fault in enumerate(faults_by_process)
-    ]
-
-
-@pytest.mark.slow
-def test_two_processes_stop_together_and_end_as_one_process_does(tmp_path):
-    job.make_store(tmp_path / "store")
-    finish(job.start(tmp_path, name="one", devices=2, **STEPS))
-    for process in start_two(tmp_path, ("term@step:4", ""), name="two", **STEPS):
-        finish(process)
-    saved = checkpoint.committed_steps(tmp_path / "two" / run_folder.CHECKPOINTS)[-1]
-    assert saved < STEPS["total_steps"]
-    for process in start_two(tmp_path, name="two", **STEPS):
-        finish(process)
-    assert job.digest(tmp_path / "two") == job.digest(tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_an_exception_in_one_of_two_processes_ends_both_at_once(tmp_path):
-    job.make_store(tmp_path / "store")
-    processes = start_two(tmp_path, ("", "raise@step:3"), **STEPS)
-    begun_secs = time.monotonic()
-    for process in processes:
-        try:
-            process.wait(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    texts = [process.communicate()[0] for process in processes]
-    assert all(process.returncode not in (0, -signal.SIGKILL) for process in processes), texts
-    assert "asked for this at step 3" in texts[1]
-    assert time.monotonic() - begun_secs < 120

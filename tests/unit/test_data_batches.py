@@ -91,14 +91,16 @@ def test_arrays_have_their_shapes_types_and_meaning(store):
     assert (np.diff(batch["segment_ids"], axis=1)[new] == 1).all()
 
 
+def shares(host_count):
+    size = BATCH // host_count
+    return [range(i * size, (i + 1) * size) for i in range(host_count)]
+
+
 @pytest.mark.parametrize("host_count", [2, 4])
 def test_hosts_together_give_the_single_host_stream(store, other, host_count):
     components = (Component(store, rate=0.7), Component(other, rate=0.3))
     alone = take(stream(*components), 40)
-    hosts = [
-        take(stream(*components, host_index=i, host_count=host_count), 40)
-        for i in range(host_count)
-    ]
+    hosts = [take(stream(*components, rows=own), 40) for own in shares(host_count)]
     together = [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for parts in zip(*hosts, strict=True)
@@ -123,7 +125,7 @@ def test_restored_streams_continue_at_any_place_on_any_number_of_hosts(store, ot
         fresh.restore(state)
         assert fresh.state() == state
         assert_equal(take(fresh, 6), whole[k : k + 6])
-        half = stream(*components, host_index=1, host_count=2)
+        half = stream(*components, rows=range(BATCH // 2, BATCH))
         half.restore(state)
         expected = [{n: a[BATCH // 2 :] for n, a in batch.items()} for batch in whole[k : k + 6]]
         assert_equal(take(half, 6), expected)
@@ -261,8 +263,7 @@ def test_settings_that_make_no_sense_are_named(store, tmp_path):
         (lambda: stream(Component(store, rate=float("nan"))), r"Component\.rate = nan"),
         (lambda: stream(Component(store), Component(foreign)), "different vocabularies"),
         (lambda: stream(Component(str(tmp_path))), "no token store"),
-        (lambda: stream(Component(store), host_count=3), "multiple of 3"),
-        (lambda: stream(Component(store), host_index=2, host_count=2), "host_index = 2"),
+        (lambda: stream(Component(store), rows=range(2, BATCH + 1)), f"some of the {BATCH} rows"),
         (lambda: stream(Component(store), length=0), "length = 0"),
         (lambda: stream(Component(store), window_examples=0), "window_examples = 0"),
         (lambda: stream(Component(store), Component(store, rate=1e-9)), "less than one row"),
@@ -275,10 +276,7 @@ def test_settings_that_make_no_sense_are_named(store, tmp_path):
 @pytest.mark.parametrize("host_count", [1, 2])
 def test_validation_gives_every_prediction_once_and_always_the_same(store, host_count):
     passes = [
-        [
-            list(validation_batches(store, LENGTH, BATCH, host_index=i, host_count=host_count))
-            for i in range(host_count)
-        ]
+        [list(validation_batches(store, LENGTH, BATCH, rows=own)) for own in shares(host_count)]
         for _ in range(2)
     ]
     hosts = passes[0]
