@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 Encode = Callable[[str], list[int]]
+SCORES = ("edit", "trimmed", "keyword", "needlebench")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,35 @@ def build(
     hay = hay[:num_tokens]
     place = int(len(hay) * case.depth / 100)
     return [*before, *hay[:place], *hidden, *hay[place:], *after], needle
+
+
+def answered(text: str, needle: Needle, depth: float) -> str:
+    """Returns a text as it is asked about, its answer at the end: something to learn from.
+
+    Args:
+      text: the text.
+      needle: what is hidden, key and value filled in.
+      depth: where, in per cent of the text's characters.
+    """
+    place = int(len(text) * depth / 100)
+    parts = (needle.before, text[:place], needle.statement, text[place:], needle.after)
+    return "".join((*parts, needle.reference))
+
+
+def stretches(text: str, least: int, most: int, draw: random.Random) -> Iterator[str]:
+    """Yields a text in stretches of many lengths, as much of it for each doubling of the length.
+
+    Args:
+      text: the text; what is left at its end and shorter than `least` is left out.
+      least, most: bounds of the length in characters.
+      draw: the random numbers.
+    """
+    at = 0
+    while len(text) - at >= least:
+        # The number of stretches falls as the square of their length.
+        length = int(1 / (1 / least - draw.random() * (1 / least - 1 / most)))
+        yield text[at : at + length]
+        at += length
 
 
 def scores(prediction: str, needle: Needle) -> dict[str, float]:

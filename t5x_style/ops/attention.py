@@ -3,6 +3,7 @@
     name       runs on    packed rows               made for
     splash     TPU        yes                       training on TPUs
     cudnn      GPU        up to MASK_TOKENS tokens  training on GPUs in 16 bit
+    triton     GPU        yes                       longer packed rows on GPUs in 16 bit
     blockwise  anything   yes                       CPUs, other precisions, other orders of keys
     reference  anything   yes                       tests: holds the whole score matrix
 
@@ -18,7 +19,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from t5x_style.ops.attention_kernels import cudnn_attention, splash_attention
+from t5x_style.ops.attention_kernels import (
+    TRITON_BLOCK,
+    cudnn_attention,
+    splash_attention,
+    triton_attention,
+)
 from t5x_style.ops.blockwise_attention import blockwise_attention
 from t5x_style.parallel.islands import on_each_device
 from t5x_style.parallel.mesh import platform
@@ -229,12 +235,10 @@ def _cudnn(call: _Call) -> jax.Array:
 
 def _cudnn_refusal(call: _Call) -> str | None:
     length, head_dim = call.q_BTNH.shape[1], call.q_BTNH.shape[-1]
-    if call.q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"cuDNN attention is for bfloat16 and float16, not {call.q_BTNH.dtype}"
     if head_dim > 128 or head_dim % 8:
         return f"cuDNN attention wants a head dim that is a multiple of 8 up to 128, not {head_dim}"
-    if not call.is_within_one_array:
-        return "cuDNN attention is for queries and keys of the same tokens in their own order"
+    if (reason := _narrow_refusal("cuDNN", call)) is not None:
+        return reason
     if call.q_marks.segments_BT is not None and length > MASK_TOKENS:
         return (
             f"packed rows of {length} tokens would need a mask of that square, and are limited to "
@@ -243,10 +247,34 @@ def _cudnn_refusal(call: _Call) -> str | None:
     return None
 
 
+def _triton(call: _Call) -> jax.Array:
+    return triton_attention(
+        call.q_BTNH, call.k_BSKH, call.v_BSKH, call.q_marks.segments_BT, causal=call.causal
+    )
+
+
+def _triton_refusal(call: _Call) -> str | None:
+    length, head_dim = call.q_BTNH.shape[1], call.q_BTNH.shape[-1]
+    if head_dim not in (32, 64, 128):
+        return f"Triton attention wants a head dim of 32, 64 or 128, not {head_dim}"
+    if length % TRITON_BLOCK:
+        return f"Triton attention wants a multiple of {TRITON_BLOCK} tokens, not {length}"
+    return _narrow_refusal("Triton", call)
+
+
+def _narrow_refusal(name: str, call: _Call) -> str | None:
+    if call.q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"{name} attention is for bfloat16 and float16, not {call.q_BTNH.dtype}"
+    if not call.is_within_one_array:
+        return f"{name} attention is for queries and keys of the same tokens in their own order"
+    return None
+
+
 # In the order in which a platform's choice is made.
 _IMPLEMENTATIONS = {
     "splash": _Implementation(_splash, ("tpu",), _splash_refusal),
     "cudnn": _Implementation(_cudnn, ("gpu", "cuda"), _cudnn_refusal),
+    "triton": _Implementation(_triton, ("gpu", "cuda"), _triton_refusal),
     "blockwise": _Implementation(_blockwise),
     "reference": _Implementation(_reference, refusal=_reference_refusal),
 }

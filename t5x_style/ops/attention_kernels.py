@@ -13,6 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from t5x_style.parallel import remat
 
+TRITON_BLOCK = 128
+TRITON_BACKWARD_BLOCK = 64
+
 _SPLASH_LANES = 128
 _SPLASH_BLOCKS = (512, 256, 128)
 # Segment of the tokens that fill up the last block; it only sees itself.
@@ -50,6 +53,53 @@ def cudnn_attention(
         mask=mask,
         is_causal=causal,
         implementation=library,  # type: ignore[reportArgumentType]
+    )
+    return checkpoint_name(out_BTNH, remat.ATTENTION)  # type: ignore[reportReturnType]
+
+
+def triton_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> jax.Array:
+    """Returns attention by JAX's flash attention in Triton for GPUs, [B, T, N, H].
+
+    Segments are compared inside the kernel, so memory grows with T alone. The kernel knows no
+    groups of heads: keys and values are repeated for it.
+
+    Args:
+      q_BTNH, k_BTKH, v_BTKH: queries, keys and values of the same tokens; T a multiple of
+        TRITON_BLOCK, H a power of two.
+      segments_BT: int32 segment of each token; None if all are one segment.
+      causal: whether keys after the query are hidden.
+      interpret: whether to run the kernels' programs without a GPU, slowly.
+    """
+    # For GPUs alone, and slow to import.
+    from jax.experimental.pallas.ops.gpu import attention as triton
+
+    q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(x, remat.QKV) for x in (q_BTNH, k_BTKH, v_BTKH))
+    groups = q_BTNH.shape[2] // k_BTKH.shape[2]
+    k_BTNH, v_BTNH = (jnp.repeat(x, groups, axis=2) for x in (k_BTKH, v_BTKH))
+    out_BTNH = triton.mha(
+        q_BTNH,
+        k_BTNH,
+        v_BTNH,
+        segments_BT,
+        sm_scale=q_BTNH.shape[-1] ** -0.5,
+        causal=causal,
+        block_sizes=triton.BlockSizes(
+            block_q=TRITON_BLOCK,
+            block_k=TRITON_BLOCK,
+            block_q_dkv=TRITON_BACKWARD_BLOCK,
+            block_kv_dkv=TRITON_BACKWARD_BLOCK,
+            block_q_dq=TRITON_BACKWARD_BLOCK,
+            block_kv_dq=TRITON_BACKWARD_BLOCK,
+        ),
+        interpret=interpret,
     )
     return checkpoint_name(out_BTNH, remat.ATTENTION)  # type: ignore[reportReturnType]
 

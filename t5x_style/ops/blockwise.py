@@ -234,6 +234,15 @@ def _block_gradients(of_queries, k_BKWH, v_BKWH, visible_WU):
 # Which pairs.
 
 
+def num_pairs(
+    cut: Blockwise, q_marks: Marks, k_marks: Marks, num_queries: int, num_keys: int
+) -> jax.Array:
+    """Returns how many pairs of blocks one row's attention to some keys computes: int32 scalar."""
+    seen = _Pairs.of(cut, q_marks, k_marks, (1, num_queries, num_keys)).seen()
+    first, stop = _ranges(seen)
+    return jnp.sum(stop - first)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pairs:
     """Which query sees which key, a pair of blocks at a time.

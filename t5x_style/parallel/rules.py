@@ -40,6 +40,26 @@ DEFAULT_RULES: Rules = {
 _rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=DEFAULT_RULES)
 
 
+def check(rules: Rules, mesh: Mesh | AbstractMesh) -> None:
+    """Compares a table with the mesh that it is for.
+
+    Raises:
+      ValueError: a rule names no axis of the mesh, or an axis of several devices has no rule.
+    """
+    named = {axis for axes in rules.values() for axis in axes}
+    if unknown := sorted(named - set(mesh.axis_names)):
+        raise ValueError(
+            f"job.Job.axis_rules, gradient_rules or optimizer_rules name {unknown}; the axes of "
+            f"the mesh are {list(mesh.axis_names)}"
+        )
+    idle = {axis: size for axis, size in mesh.shape.items() if size > 1 and axis not in named}
+    if idle:
+        raise ValueError(
+            f"no rule uses the mesh axes {idle}, so their devices would all do the same work: set "
+            f"mesh.MeshConfig.{next(iter(idle))} = 1, or name the axis in job.Job.axis_rules"
+        )
+
+
 @contextlib.contextmanager
 def axis_rules(rules: Rules) -> Iterator[None]:
     """Makes `rules` the table that `constrain` reads while the context is open."""
@@ -60,18 +80,18 @@ def spec_of(
 ) -> PartitionSpec:
     """Returns the partition of a tensor whose dimensions have these logical names.
 
-    A mesh axis of size 1 or already used by an earlier dimension is left out.
+    A mesh axis of size 1 is left out, and, unless strict, one that an earlier dimension has used.
 
     Args:
       names: logical name of each dimension, None for whole.
       shape: size of each dimension.
       mesh: the mesh whose axes the rules name.
       rules: the table; the one of `axis_rules`, or DEFAULT_RULES, if None.
-      strict: whether an axis that does not divide its dimension is an error, as for weights, or
-        is left out, as for activations of a short last batch.
+      strict: whether an axis that does not divide its dimension, or is to cut two of them, is an
+        error, as for weights, or is left out, as for activations of a short last batch.
 
     Raises:
-      ValueError: a name is not in the table, or, if strict, an axis does not divide its dimension.
+      ValueError: a name is not in the table, or, if strict, an axis cannot be used as it says.
     """
     rules = _rules.get() if rules is None else rules
     used: set[str] = set()
@@ -88,8 +108,14 @@ def spec_of(
         axes: list[str] = []
         for axis in rules[name]:
             size = mesh.shape.get(axis, 1)
-            if size == 1 or axis in used:
+            if size == 1 or (axis in used and not strict):
                 continue
+            if axis in used:
+                raise ValueError(
+                    f"mesh axis {axis!r} would cut dimension {name!r} of {tuple(names)} and one "
+                    "before it; take it out of one of their rules (job.Job.axis_rules, "
+                    "gradient_rules or optimizer_rules)"
+                )
             parts = size * math.prod(mesh.shape[other] for other in axes)
             if dim % parts:
                 if strict:

@@ -9,8 +9,7 @@ from t5x_style.data.vocabulary import Vocabulary
 from t5x_style.infer.sampler import Sampler
 from t5x_style.infer.sampling import Sampling
 from t5x_style.progress import progress
-from t5x_style.train import trained_model
-from t5x_style.train.trained_model import Named
+from t5x_style.train.trained_model import Named, trained_models
 
 SAMPLES_NAME = "samples.json"
 
@@ -44,17 +43,14 @@ def generate(
     Raises:
       ValueError: there is no such checkpoint or vocabulary, or the two do not belong together.
     """
-    if not checkpoints or not prompts or isinstance(prompts, str):
-        raise ValueError(
-            f"generate.checkpoints = {checkpoints} and generate.prompts = {prompts!r} must each "
-            "list at least one"
-        )
+    if not prompts or isinstance(prompts, str):
+        raise ValueError(f"generate.generate.prompts = {prompts!r} must list at least one")
+    models = trained_models(checkpoints, "generate.generate.checkpoints")
     texts = Vocabulary.load(vocabulary)
+    for model in models:
+        model.check_vocabulary(texts.vocab_size, vocabulary, "generate.generate.vocabulary")
     settings = {
-        "checkpoints": {
-            name: trained_model.identity(value, _setting(name))
-            for name, value in checkpoints.items()
-        },
+        "checkpoints": {model.name: model.identity() for model in models},
         "vocabulary": texts.fingerprint,
         "prompts": list(prompts),
         "max_new_tokens": max_new_tokens,
@@ -68,19 +64,14 @@ def generate(
     prompt_ids = [[texts.bos_id, *ids] for ids in texts.encode_batch(prompts)]
     with artifact.write() as writer:
         rows = []
-        for name, value in progress(checkpoints.items(), description="generate", unit="models"):
-            config, params = trained_model.load(value, _setting(name))
-            if config.vocab_size != texts.vocab_size:
-                raise ValueError(
-                    f"checkpoint {name} has a vocabulary of {config.vocab_size}, {vocabulary} one "
-                    f"of {texts.vocab_size}: set generate.vocabulary to the run's own"
-                )
-            samples = Sampler(config, params, max_batch_rows=max_batch_rows).generate(
+        for model in progress(models, description="generate", unit="models"):
+            sampler = Sampler(model.config, model.load(), max_batch_rows=max_batch_rows)
+            samples = sampler.generate(
                 prompt_ids, max_new_tokens, sampling=sampling, stop_ids=[texts.eos_id], seed=seed
             )
             rows += [
                 {
-                    "name": name,
+                    "name": model.name,
                     "prompt": prompt,
                     "text": texts.decode(sample.tokens),
                     "num_tokens": len(sample.tokens),
@@ -96,10 +87,6 @@ def generate(
         (writer.folder / SAMPLES_NAME).write_text(text, encoding="utf-8")
         writer.counts.update(samples=len(rows), tokens=sum(row["num_tokens"] for row in rows))
     print(f"generate: {len(rows)} samples in {output_dir}")
-
-
-def _setting(name: str) -> str:
-    return f"generate.checkpoints[{name!r}]"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Hugging Face's format are brought in by `run.hf_import` first.
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from t5x_style.evals.needle import Case, Needle
 from t5x_style.infer.sampler import Sampler
 from t5x_style.infer.sampling import Sampling
 from t5x_style.progress import progress
-from t5x_style.train import trained_model
-from t5x_style.train.trained_model import Named
+from t5x_style.train.trained_model import Named, TrainedModel, trained_models
 
 NEEDLE_NAME = "needle.jsonl"
+SUMMARY_NAME = "needle.json"
 
 
 def needle(
@@ -42,7 +42,9 @@ def needle(
     batch_tokens: int = 16384,
     seed: int = 0,
 ) -> None:
-    """Writes needle.jsonl: each checkpoint's answer to each case, with its scores.
+    """Writes needle.jsonl, each checkpoint's answer to each case with its scores, and needle.json.
+
+    The latter has the means of each checkpoint by length and depth.
 
     Args:
       checkpoints: name to run folder (its newest step), or to (run folder, step).
@@ -62,13 +64,13 @@ def needle(
     Raises:
       ValueError: there is no such checkpoint, vocabulary or text, or they do not fit each other.
     """
+    models = trained_models(checkpoints, "needle.needle.checkpoints")
     words = Vocabulary.load(vocabulary)
+    for model in models:
+        model.check_vocabulary(words.vocab_size, vocabulary, "needle.needle.vocabulary")
     files = task_files(haystack, documents)[split]
     settings = {
-        "checkpoints": {
-            name: trained_model.identity(value, _setting(name))
-            for name, value in checkpoints.items()
-        },
+        "checkpoints": {model.name: model.identity() for model in models},
         "vocabulary": words.fingerprint,
         "haystack": haystack,
         "split": split,
@@ -88,7 +90,8 @@ def needle(
     kept = Path(f"{output_dir}.{artifact.key}.partial.jsonl")
     kept.parent.mkdir(parents=True, exist_ok=True)
     answers = _answered(kept)
-    for name, value in checkpoints.items():
+    for model in models:
+        name = model.name
         waiting = [
             case
             for case in needles.cases(lengths, depths, num_repeats)
@@ -96,13 +99,7 @@ def needle(
         ]
         if not waiting:
             continue
-        config, params = trained_model.load(value, _setting(name))
-        if config.vocab_size != words.vocab_size:
-            raise ValueError(
-                f"checkpoint {name} has a vocabulary of {config.vocab_size}, {vocabulary} one of "
-                f"{words.vocab_size}: set needle.needle.vocabulary to the run's own"
-            )
-        sampler = Sampler(config, params)
+        sampler = Sampler(model.config, model.load())
         batches = list(_batches(waiting, batch_tokens))
         for batch in progress(batches, description=f"needle {name}", unit="batches"):
             built = [
@@ -126,12 +123,10 @@ def needle(
         print(f"needle: {name} answers {mean:.1f}% of {len(rows)} questions", flush=True)
     with artifact.write() as writer:
         _append(writer.folder / NEEDLE_NAME, [answers[key] for key in sorted(answers, key=str)])
+        about = {"checkpoints": [_about(model, list(answers.values())) for model in models]}
+        (writer.folder / SUMMARY_NAME).write_text(json.dumps(about, indent=1) + "\n")
         writer.counts.update(answers=len(answers))
     kept.unlink(missing_ok=True)
-
-
-def _setting(name: str) -> str:
-    return f"needle.needle.checkpoints[{name!r}]"
 
 
 def _batches(waiting: Sequence[Case], batch_tokens: int) -> Iterator[list[Case]]:
@@ -158,6 +153,24 @@ def _row(name: str, case: Case, needle: Needle, answer: str) -> dict[str, Any]:
         "answer": answer,
         **needles.scores(answer, needle),
     }
+
+
+def _about(model: TrainedModel, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what needle.json says of a checkpoint."""
+    cells = defaultdict(list)
+    for row in rows:
+        if row["name"] == model.name:
+            cells[row["length"], row["depth"]].append(row)
+    means = [
+        {
+            "length": length,
+            "depth": depth,
+            "num": len(found),
+            **{score: sum(row[score] for row in found) / len(found) for score in needles.SCORES},
+        }
+        for (length, depth), found in sorted(cells.items())
+    ]
+    return {**model.about(), "cells": means}
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

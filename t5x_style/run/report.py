@@ -28,6 +28,7 @@ def report(
     runs: Folders | None = None,
     evaluation: Folders | None = None,
     samples: Folders | None = None,
+    needle: Folders | None = None,
     required: Sequence[str] = (),
 ) -> None:
     """Writes report.html, which needs nothing beside it.
@@ -44,6 +45,7 @@ def report(
       runs: run folders of training, in order; their names are the names of the phases.
       evaluation: output folders of evaluate.
       samples: output folders of generate.
+      needle: output folders of needle.
       required: names of the arguments above that must be there.
 
     Raises:
@@ -57,6 +59,7 @@ def report(
         "runs": runs,
         "evaluation": evaluation,
         "samples": samples,
+        "needle": needle,
     }
     if unknown := sorted(set(required) - set(arguments)):
         raise ValueError(f"report.required names {unknown}; it may name {', '.join(arguments)}")

@@ -213,7 +213,10 @@ class Job:
                 f"job.Job.axis_rules, gradient_rules and optimizer_rules: {unknown} are no logical "
                 f"axes; known: {sorted(rules.DEFAULT_RULES)}"
             )
-        return {**rules.DEFAULT_RULES, **{name: tuple(axes) for name, axes in changed.items()}}
+        renamed = {name: tuple(axes) for name, axes in changed.items()}
+        table = {**rules.DEFAULT_RULES, **renamed}
+        rules.check(table, self.device_mesh)
+        return table
 
     def _batch(self, num_rows: int, num_microbatches: int = 1) -> AbstractBatch:
         shapes = self.objective.batch_shapes(num_rows, self.length)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_style.ops.attention import attend
+from t5x_style.parallel.ring_attention import Marks
 from tests.bench.timing import measure
 
 NUM_HEADS, KV_HEADS, HEAD_DIM = 2, 1, 64
@@ -23,15 +24,13 @@ LARGEST_WHOLE = 8192
 
 
 def _functions(length: int, blocks: list[int]) -> dict:
-    segments_BT = (jnp.arange(length) // (length // 8))[None]
+    marks = Marks(segments_BT=(jnp.arange(length) // (length // 8))[None])
     blockwise = functools.partial(attend, implementation="blockwise")
     found = {}
     for block in blocks:
         name = f"blockwise {block or 'auto'}"
         found[name] = functools.partial(blockwise, block_tokens=block or None)
-    found["blockwise auto, packed"] = functools.partial(
-        blockwise, q_segments_BT=segments_BT, k_segments_BS=segments_BT
-    )
+    found["blockwise auto, packed"] = functools.partial(blockwise, q_marks=marks, k_marks=marks)
     if length <= LARGEST_WHOLE:
         found["jax.nn"] = functools.partial(jax.nn.dot_product_attention, is_causal=True)
     return found

@@ -137,7 +137,7 @@ def test_verbs_say_what_does_not_belong_together(folder):
         generate({"run": str(folder / "run")}, str(other), ["a"], str(folder / "bad"))
     with pytest.raises(ValueError, match=r"generate.checkpoints\['ghost'\]"):
         generate({"ghost": str(folder / "ghost")}, str(other), ["a"], str(folder / "bad"))
-    with pytest.raises(ValueError, match="must each list at least one"):
+    with pytest.raises(ValueError, match="must list at least one"):
         generate({"run": str(folder / "run")}, str(other), "a prompt", str(folder / "bad"))
     with pytest.raises(ValueError, match="layout = 'gguf'"):
         _export(folder, "bad", layout="gguf")

@@ -272,6 +272,34 @@ def test_kernels_for_other_platforms(kernel, causal, packed):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_triton_kernel(packed):
+    """Interpreted; at lengths and head dims that it takes."""
+    rng = np.random.default_rng(0)
+    q, d_out = (jnp.asarray(rng.normal(size=(2, 256, 4, 32)), jnp.float32) for _ in range(2))
+    k, v = (jnp.asarray(rng.normal(size=(2, 256, 2, 32)), jnp.float32) for _ in range(2))
+    at = np.arange(256)
+    segments = jnp.asarray(np.stack([at // 100 + 1, np.where(at < 200, 1 + (at > 64), 0)]))
+    marks = Marks(segments_BT=segments.astype(jnp.int32) if packed else None)
+
+    def reference(q, k, v):
+        return attention.attend(q, k, v, marks, marks, implementation="reference")
+
+    def kernel(q, k, v):
+        return attention_kernels.triton_attention(
+            q, k, v, marks.segments_BT, causal=True, interpret=True
+        )
+
+    wanted, pull = jax.vjp(reference, q, k, v)
+    out, pull_kernel = jax.vjp(kernel, q, k, v)
+    np.testing.assert_allclose(out, wanted, atol=2e-5)
+    # Padding sees padding here and nothing there; its gradient is 0 in training.
+    d_out = jnp.where((segments > 0)[..., None, None], d_out, 0)
+    for found, expected in zip(pull_kernel(d_out), pull(d_out), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_the_default_follows_the_platform_and_what_the_call_needs(monkeypatch):
     def chosen(platform, dtype, packed=False, length=16, positions=False):
         monkeypatch.setattr(attention, "platform", lambda: platform)
@@ -287,7 +315,8 @@ def test_the_default_follows_the_platform_and_what_the_call_needs(monkeypatch):
     assert chosen("gpu", jnp.bfloat16, packed=True) == "cudnn"
     assert chosen("gpu", jnp.float32) == "blockwise"
     # Never across documents: what cuDNN could only do with too large a mask goes elsewhere.
-    assert chosen("gpu", jnp.bfloat16, packed=True, length=32768) == "blockwise"
+    assert chosen("gpu", jnp.bfloat16, packed=True, length=32768) == "triton"
+    assert chosen("gpu", jnp.bfloat16, packed=True, length=32768 + 8) == "blockwise"
     assert chosen("gpu", jnp.bfloat16, length=32768) == "cudnn"
     assert chosen("tpu", jnp.bfloat16, positions=True) == "blockwise"
 

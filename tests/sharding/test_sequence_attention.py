@@ -222,13 +222,12 @@ def blocks_by_device(size: int, length: int, *, zigzag: bool) -> list[int]:
     block = length // size // 2 // 4
     kernel = blockwise.Blockwise(causal=True, q_block=block, k_block=block)
 
-    def pairs(q_marks, k_marks):
-        sizes = (1, length // size, length // size)
-        seen = blockwise._Pairs.of(kernel, q_marks, k_marks, sizes).seen()
-        first, stop = blockwise._ranges(seen)
-        return int(jnp.sum(stop - first))
-
-    return [sum(pairs(mine, other) for other in pieces) for mine in pieces]
+    return [
+        sum(
+            int(blockwise.num_pairs(kernel, mine, other, *[length // size] * 2)) for other in pieces
+        )
+        for mine in pieces
+    ]
 
 
 @pytest.mark.parametrize("size", [2, 8])

@@ -236,6 +236,32 @@ def _samples(folder: Path) -> None:
         (writer.folder / "samples.json").write_text(json.dumps(samples))
 
 
+def _needle(folder: Path) -> None:
+    names = {"short": (256, 5e4, 270), "long": (1024, 1e6, 330)}
+    checkpoints = [
+        {
+            "name": name,
+            "step": step,
+            "rope_base": base,
+            "trained_length": trained,
+            "cells": [
+                {
+                    "length": length,
+                    "depth": depth,
+                    "num": 10,
+                    "keyword": 98.0 if length <= trained else 7.0 + depth / 10,
+                    "edit": 99.0 if length <= trained else 31.5,
+                }
+                for length in (128, 256, 512, 1024)
+                for depth in (0, 50, 100)
+            ],
+        }
+        for name, (trained, base, step) in names.items()
+    ]
+    with Artifact(folder, stage="needle", settings={}).write() as writer:
+        (writer.folder / "needle.json").write_text(json.dumps({"checkpoints": checkpoints}))
+
+
 def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     """Writes all stages' folders and returns the report's arguments that name them."""
     rng = np.random.default_rng(0)
@@ -257,9 +283,10 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
         _run(folder / "runs" / name, number, content, rng)
     _evaluation(folder / "evaluation")
     _samples(folder / "samples")
+    _needle(folder / "needle")
     arguments: dict[str, Any] = {
         name: str(folder / name)
-        for name in ("crawl", "curate", "vocabulary", "tasks", "evaluation", "samples")
+        for name in ("crawl", "curate", "vocabulary", "tasks", "evaluation", "samples", "needle")
     }
     return arguments | {"runs": {name: str(folder / "runs" / name) for name, *_ in _PHASES}}
 

@@ -1,18 +1,31 @@
 """The needle is where it should be, and answers are worth what the published scores say."""
 
 import json
+import random
+from collections import Counter
 
 import jax
+import numpy as np
 import pytest
 from flax import linen as nn
 
 from t5x_style.data.text_tasks import TextTask
 from t5x_style.data.vocabulary import train_vocabulary
 from t5x_style.evals import needle as needles
-from t5x_style.evals.needle import Case, Needle, build, scores, similarity, trimmed
+from t5x_style.evals.needle import (
+    Case,
+    Needle,
+    answered,
+    build,
+    scores,
+    similarity,
+    stretches,
+    trimmed,
+)
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.run import needle as verb
+from t5x_style.run.plant import TEXTS_NAME, plant
 from t5x_style.train import checkpoint
 
 NEEDLE = Needle(
@@ -77,6 +90,50 @@ def test_scores_by_hand():
     assert missed["needlebench"] == pytest.approx(0.2 * missed["edit"])
 
 
+def test_a_text_to_learn_from_is_what_is_asked_and_the_answer():
+    filled = NEEDLE.filled(random.Random(0))
+    text = answered("0123456789", filled, 30)
+    hidden = f"Read {{this}}:\n012{filled.statement}3456789{filled.after}{filled.reference}"
+    assert text == hidden
+    assert filled.keyword in text
+
+
+def test_stretches_give_each_doubling_of_the_length_as_much_text():
+    text = "".join(map(chr, range(256, 1256))) * 400
+    cut = list(stretches(text, 16, 1024, random.Random(0)))
+    assert "".join(cut) == text[: sum(map(len, cut))]
+    assert len(text) - sum(map(len, cut)) < 16
+    octaves = Counter(len(x).bit_length() for x in cut)
+    shares = [
+        sum(len(x) for x in cut if len(x).bit_length() == bits) / len(text) for bits in range(5, 11)
+    ]
+    assert octaves[5] > 8 * octaves[9]
+    np.testing.assert_allclose(shares, 1 / 6, atol=0.03)
+
+
+def test_planted_texts_are_the_same_again_and_keep_their_split(tmp_path):
+    rows = [{"text": f"Document {i}. " * 40, "split": "train"} for i in range(5)]
+    rows.append({"text": "Held out. " * 40, "split": "validation"})
+    (tmp_path / "hay.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hay = TextTask(name="hay", train_files=str(tmp_path / "hay.jsonl"))
+
+    def planted(name, **settings):
+        plant(hay, NEEDLE, str(tmp_path / name), lengths=(40, 200), **settings)
+        return [json.loads(x) for x in (tmp_path / name / TEXTS_NAME).read_text().splitlines()]
+
+    texts = planted("one")
+    assert texts == planted("two") != planted("three", seed=1)
+    for row in texts:
+        assert ("Held out" in row["text"]) == (row["split"] == "validation")
+        (value,) = {value for value in NEEDLE.values if value in row["text"]}
+        assert row["text"].endswith(f" is {value}.")
+    assert len(planted("few", max_chars=1)) < len(texts)
+    with pytest.raises(ValueError, match=r"no text of 900 characters.*plant\.plant\.lengths"):
+        plant(hay, NEEDLE, str(tmp_path / "none"), lengths=(900, 1000))
+    with pytest.raises(ValueError, match="two rising numbers"):
+        plant(hay, NEEDLE, str(tmp_path / "none"), lengths=(50, 50))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with a vocabulary, a text and two checkpoints of a model that knows nothing."""
@@ -118,6 +175,9 @@ def ask(made, output):
 
 def test_the_verb_goes_on_where_it_was_broken_off(made, tmp_path, monkeypatch):
     whole = ask(made, tmp_path / "whole")
+    summary = json.loads((tmp_path / "whole" / verb.SUMMARY_NAME).read_text())["checkpoints"]
+    assert [(c["name"], len(c["cells"])) for c in summary] == [("one", 4), ("two", 4)]
+    assert all(cell["num"] == 2 for c in summary for cell in c["cells"])
     assert len(whole) == 2 * 2 * 2 * 2
     assert {row["length"] for row in whole} == {128, 192}
 

@@ -81,6 +81,25 @@ def test_an_axis_is_used_once_in_an_array():
     )
 
 
+def test_a_weight_cut_twice_along_an_axis_is_refused():
+    eight = MeshConfig(data=1, fsdp=8).build()
+    own = {**rules.DEFAULT_RULES, "mlp": ("fsdp",)}
+    with pytest.raises(ValueError, match=r"'fsdp' would cut dimension 'mlp'.*job.Job.axis_rules"):
+        rules.sharding_of(("embed", "mlp"), (8, 8), eight, rules=own)
+
+
+def test_a_table_is_compared_with_its_mesh():
+    mesh_of_eight = MeshConfig(data=4, tensor=2).build()
+    rules.check(rules.DEFAULT_RULES, mesh_of_eight)
+    with pytest.raises(ValueError, match=r"name \['tensr'\]; the axes of the mesh are"):
+        rules.check({**rules.DEFAULT_RULES, "mlp": ("tensr",)}, mesh_of_eight)
+    without = {
+        name: tuple(a for a in axes if a != "tensor") for name, axes in rules.DEFAULT_RULES.items()
+    }
+    with pytest.raises(ValueError, match=r"no rule uses.*\{'tensor': 2\}.*MeshConfig.tensor = 1"):
+        rules.check(without, mesh_of_eight)
+
+
 def test_a_table_of_ones_own():
     eight = MeshConfig(data=1, fsdp=8).build()
     own = {**rules.DEFAULT_RULES, "embed": (), "mlp": ("fsdp",)}

@@ -100,6 +100,14 @@ def test_a_slip_in_the_escaping_could_neither_run_nor_fetch(page):
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
+def test_what_each_checkpoint_finds_stands_side_by_side(page, text):
+    assert text.count('class="cell tone0"') == 2 * 4 * 3
+    words = " ".join(page.text)
+    assert "512, 50: 12" in words
+    assert "trained at 256" in words
+    assert words.index("RoPE base 50,000") < words.index("RoPE base 1,000,000")
+
+
 def test_a_title_is_text(page):
     assert "A <run>" in page.text
 
@@ -127,7 +135,7 @@ def test_tables_and_charts_can_be_read_aloud(page):
     assert len(page.all("caption")) == len(page.all("table")) >= 12
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
     charts = [svg for svg in page.all("svg") if svg["class"] == "chart"]
-    assert len(charts) == 2 + 4 + 2  # lengths, training curves, positions
+    assert len(charts) == 2 + 4 + 2 + 2  # lengths, training curves, positions, needles
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in charts)
     assert page.all("html") == [{"lang": "en"}]
 

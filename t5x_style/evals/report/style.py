@@ -104,6 +104,9 @@ figcaption { font-size: .9rem; color: var(--soft); max-width: 44rem; }
 .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
 .thin { fill: none; stroke: currentColor; stroke-width: 1; opacity: .5; }
 .area { fill: currentColor; opacity: .16; }
+.cell { fill: currentColor; }
+.pair { display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); }
+.pair .chart { min-width: 22rem; }
 .mark { fill: currentColor; stroke: var(--ground); stroke-width: 1; }
 .tone0 { color: var(--tone0); } .tone1 { color: var(--tone1); } .tone2 { color: var(--tone2); }
 .tone3 { color: var(--tone3); } .tone4 { color: var(--tone4); }

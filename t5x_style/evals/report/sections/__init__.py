@@ -8,6 +8,7 @@ from t5x_style.evals.report.page import Section
 from t5x_style.evals.report.sections import (
     corpus,
     evaluation,
+    needle,
     overview,
     provenance,
     training,
@@ -20,5 +21,6 @@ SECTIONS: tuple[Section, ...] = (
     *vocabulary.SECTIONS,
     *training.SECTIONS,
     *evaluation.SECTIONS,
+    *needle.SECTIONS,
     *provenance.SECTIONS,
 )
