@@ -86,7 +86,7 @@ def decode_params(params: Params, config: TransformerConfig) -> Params:
     kernel_DV = transformer.head_kernel(params, config)
     params = {**params, "output": {"kernel": kernel_DV}}
     if config.scan_layers:
-        params = transformer.unstack_layers(params, config.num_layers)
+        params = transformer.unstack_layers(params, config)
     return jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
 
 
@@ -241,16 +241,17 @@ def _hidden(
     """Returns normalised hidden states, of the last token alone if so asked, and the caches."""
 
     def run(module, name, *args, **kwargs) -> Any:
-        return module(config).apply({"params": params[name]}, *args, **kwargs)
+        return module.apply({"params": params[name]}, *args, **kwargs)
 
-    x_BTD = run(transformer.TokenEmbedding, "tok_embeddings", tokens_BT)
+    x_BTD = run(transformer.TokenEmbedding(config), "tok_embeddings", tokens_BT)
     filled = []
     for i, cache in enumerate(caches):
-        x_BTD, cache = run(layers.Block, f"layers_{i}", x_BTD, tables, cache=cache)
+        block = layers.Block(config, is_moe=config.is_moe_layer(i))
+        x_BTD, cache = run(block, f"layers_{i}", x_BTD, tables, cache=cache)
         filled.append(cache)
     if last_only:
         x_BTD = x_BTD[:, -1:]
-    return run(layers.RMSNorm, "norm", x_BTD), filled
+    return run(layers.RMSNorm(config), "norm", x_BTD), filled
 
 
 def _rotary_tables(

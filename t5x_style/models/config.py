@@ -9,9 +9,56 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, TopK
+from t5x_style.ops.routing import Router
+from t5x_style.ops.sam_router import Sam
 from t5x_style.parallel import remat as remat_policies
 
+_ROUTERS = {router.__name__: router for router in (TopK, Rectify, Sam, Dropless, ExpertChoice)}
+_DISPATCHES = ("shard_map", "pjit")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """Which layers are mixtures of experts, and how tokens come to them.
+
+    Attributes:
+      num_experts: experts E of a layer.
+      router: which of them a token goes to, one of `ops.routers`.
+      every: each so many-th layer is a mixture, the first of them layer `every - 1`.
+      expert_dim: inner width of one expert; None for that of the dense layers.
+      num_shared_experts: experts that every token goes through besides.
+      dispatch: "shard_map", where devices of the mesh's `expert` axis send tokens themselves, or
+        "pjit", where the compiler does.
+      num_ranks: ranks that tokens and experts are shared out to: the devices of the mesh's `expert`
+        axis, or all played by one. Capacities, and what Intra-GPU Rectification picks, are decided
+        rank by rank, so this is kept with the model.
+    """
+
+    num_experts: int
+    router: Router
+    every: int = 2
+    expert_dim: int | None = None
+    num_shared_experts: int = 0
+    dispatch: str = "shard_map"
+    num_ranks: int = 1
+
+    def __post_init__(self):
+        for name in ("num_experts", "every", "num_ranks"):
+            if getattr(self, name) < 1:
+                raise _setting_error(name, getattr(self, name), "must be at least 1", "MoEConfig")
+        if self.dispatch not in _DISPATCHES:
+            raise _setting_error(
+                "dispatch", self.dispatch, f"must be one of {_DISPATCHES}", "MoEConfig"
+            )
+        if self.num_experts % self.num_ranks:
+            raise _setting_error(
+                "num_ranks",
+                self.num_ranks,
+                f"must divide num_experts = {self.num_experts}",
+                "MoEConfig",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +90,7 @@ class TransformerConfig:
       scan_layers: whether the layers are one scanned body over stacked weights (fast to compile)
         or unrolled bodies with weights of their own.
       remat: name of the rematerialisation policy, see `parallel.remat.POLICIES`.
+      moe: which layers are mixtures of experts; None for none.
       init_std: standard deviation of the initial weights; the two matrices that write to the
         residual stream use `init_std / sqrt(2 (layer + 1))`.
     """
@@ -68,6 +116,7 @@ class TransformerConfig:
     head_exchange: int | None = None
     scan_layers: bool = True
     remat: str = "none"
+    moe: MoEConfig | None = None
     init_std: float = 0.02
 
     def __post_init__(self):
@@ -100,6 +149,18 @@ class TransformerConfig:
                 "remat", self.remat, f"must be one of {tuple(remat_policies.POLICIES)}"
             )
 
+        if self.moe is not None and self.num_layers % self.moe.every:
+            raise _setting_error(
+                "every",
+                self.moe.every,
+                f"must divide config.TransformerConfig.num_layers = {self.num_layers}",
+                "MoEConfig",
+            )
+
+    def is_moe_layer(self, index: int) -> bool:
+        """Whether layer `index`, counted from 0, is a mixture of experts."""
+        return self.moe is not None and index % self.moe.every == self.moe.every - 1
+
     @property
     def queries_per_kv(self) -> int:
         """Query heads that share one key and value head (G)."""
@@ -112,7 +173,10 @@ class TransformerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain JSON values."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.moe is not None:
+            values["moe"]["router"]["class"] = type(self.moe.router).__name__
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TransformerConfig":
@@ -128,10 +192,16 @@ class TransformerConfig:
                 f"{unknown} are not fields of TransformerConfig; a model.json of another version? "
                 f"Known fields: {sorted(known)}"
             )
+        values = dict(values)
+        if values.get("moe") is not None:
+            moe = dict(values["moe"])
+            fields = dict(moe["router"])
+            moe["router"] = _ROUTERS[fields.pop("class")](**fields)
+            values["moe"] = MoEConfig(**moe)
         return cls(**values)
 
 
-def _setting_error(name: str, value: Any, reason: str) -> ValueError:
+def _setting_error(name: str, value: Any, reason: str, of: str = "TransformerConfig") -> ValueError:
     return ValueError(
-        f"{name} = {value!r}: {reason}; set config.TransformerConfig.{name} in the model's gin file"
+        f"{name} = {value!r}: {reason}; set config.{of}.{name} in the model's gin file"
     )

@@ -5,15 +5,16 @@ the arithmetic is in ops/. Legend: B batch, T length, S cached keys, D model, N 
 and value heads, G = N / K, H head dim, F feed-forward.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from t5x_style.models import initializers
 from t5x_style.models.config import TransformerConfig
+from t5x_style.models.moe import MoE
+from t5x_style.models.weights import weight
 from t5x_style.ops import attention, feed_forward, norms, rotary
 from t5x_style.ops.projection import project
 from t5x_style.parallel import remat
@@ -33,20 +34,6 @@ class Cache(Protocol):
           What the new queries see, [B, T, N, H], and the cache with the new keys and values.
         """
         ...
-
-
-def weight(
-    module: nn.Module,
-    config: TransformerConfig,
-    name: str,
-    init: nn.initializers.Initializer,
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-) -> jax.Array:
-    """Declares one weight of a module with its logical axes."""
-    boxed_init = nn.with_logical_partitioning(init, axes)
-    value: Any = module.param(name, boxed_init, shape, jnp.dtype(config.param_dtype))
-    return value
 
 
 class RMSNorm(nn.Module):
@@ -148,9 +135,15 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
+    """One layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+
+    Attributes:
+      config: of the model.
+      is_moe: whether experts take the place of the one feed-forward layer.
+    """
 
     config: TransformerConfig
+    is_moe: bool = False
 
     @nn.compact
     def __call__(
@@ -183,5 +176,31 @@ class Block(nn.Module):
         )
         x_BTD = checkpoint_name(constrain(x_BTD + update_BTD, *names), remat.RESIDUAL)
         normed_BTD = RMSNorm(config, name="ffn_norm")(x_BTD)
-        x_BTD = x_BTD + FeedForward(config, name="feed_forward")(normed_BTD, layer_index)
-        return constrain(x_BTD, *names), cache
+        if self.is_moe:
+            is_real_BT = None if marks.segments_BT is None else marks.segments_BT > 0
+            update_BTD = MoE(config, name="moe")(normed_BTD, is_real_BT, layer_index)
+        else:
+            update_BTD = FeedForward(config, name="feed_forward")(normed_BTD, layer_index)
+        return constrain(x_BTD + update_BTD, *names), cache
+
+
+class Blocks(nn.Module):
+    """As many layers as it takes to come to one with experts, which is the last: a scan's body."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        tables: rotary.RotaryTables,
+        marks: Marks,
+        group_index: jax.Array | int,
+    ) -> tuple[jax.Array, None]:
+        """Runs the layers; see `Block`."""
+        moe = self.config.moe
+        assert moe is not None
+        for i in range(moe.every):
+            block = Block(self.config, is_moe=i == moe.every - 1, name=f"block_{i}")
+            x_BTD, _ = block(x_BTD, tables, marks, group_index * moe.every + i)
+        return x_BTD, None

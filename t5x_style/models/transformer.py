@@ -14,7 +14,9 @@ from flax import linen as nn
 
 from t5x_style.models import initializers
 from t5x_style.models.config import TransformerConfig
-from t5x_style.models.layers import Block, RMSNorm, weight
+from t5x_style.models.layers import Block, Blocks, RMSNorm
+from t5x_style.models.moe import COLLECTION
+from t5x_style.models.weights import weight
 from t5x_style.ops import rotary
 from t5x_style.parallel import remat
 from t5x_style.parallel.ring_attention import Marks
@@ -103,25 +105,29 @@ class Transformer(nn.Module):
         tables = rotary_tables(config, positions_BT)
         marks = Marks(order_BT, segment_ids_BT)
         if config.scan_layers:
-            block = _with_remat(Block, config, in_scan=True)
+            body = Block if config.moe is None else Blocks
+            length = config.num_layers // (1 if config.moe is None else config.moe.every)
             layers = nn.scan(
-                block,
-                variable_axes={"params": 0},
+                _with_remat(body, config, in_scan=True),
+                variable_axes={"params": 0, COLLECTION: 0},
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0),  # type: ignore[reportArgumentType]
-                length=config.num_layers,
+                length=length,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(config, name="layers")
-            x_BTD, _ = layers(x_BTD, tables, marks, jnp.arange(config.num_layers))
+            x_BTD, _ = layers(x_BTD, tables, marks, jnp.arange(length))
         else:
             block = _with_remat(Block, config, in_scan=False)
             for i in range(config.num_layers):
-                x_BTD, _ = block(config, name=f"layers_{i}")(x_BTD, tables, marks, i)
+                layer = block(config, is_moe=config.is_moe_layer(i), name=f"layers_{i}")
+                x_BTD, _ = layer(x_BTD, tables, marks, i)
         Head(config, name="output")()
         return RMSNorm(config, name="norm")(x_BTD)
 
 
-def _with_remat(block: type[Block], config: TransformerConfig, *, in_scan: bool) -> Any:
+def _with_remat(
+    block: type[Block] | type[Blocks], config: TransformerConfig, *, in_scan: bool
+) -> Any:
     if config.remat == "none":
         return block
     return nn.remat(block, policy=remat.policy(config.remat), prevent_cse=not in_scan)
@@ -184,18 +190,24 @@ def logits(params: Params, config: TransformerConfig, hidden: jax.Array) -> jax.
     return jnp.where(is_padding_V, _MASKED_LOGIT, logits_V)
 
 
-def stack_layers(params: Params) -> dict[str, Any]:
+def stack_layers(params: Params, config: TransformerConfig) -> dict[str, Any]:
     """Returns params with layers_0, layers_1, ... stacked to `layers`, as a scan reads them."""
-    num_layers = sum(name.startswith("layers_") for name in params)
     rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
-    layers = [params[f"layers_{i}"] for i in range(num_layers)]
-    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+    layers = [params[f"layers_{i}"] for i in range(config.num_layers)]
+    every = 1 if config.moe is None else config.moe.every
+    stacked = [jax.tree.map(lambda *x: jnp.stack(x), *layers[i::every]) for i in range(every)]
+    if config.moe is None:
+        return rest | {"layers": stacked[0]}
+    return rest | {"layers": {f"block_{i}": block for i, block in enumerate(stacked)}}
 
 
-def unstack_layers(params: Params, num_layers: int) -> dict[str, Any]:
+def unstack_layers(params: Params, config: TransformerConfig) -> dict[str, Any]:
     """Returns params with `layers` taken apart to layers_0, layers_1, ..."""
     rest = {name: value for name, value in params.items() if name != "layers"}
-    return rest | {
-        f"layers_{i}": jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: B023
-        for i in range(num_layers)
-    }
+    every = 1 if config.moe is None else config.moe.every
+    for i in range(config.num_layers):
+        of_group = params["layers"]
+        if config.moe is not None:
+            of_group = of_group[f"block_{i % every}"]
+        rest[f"layers_{i}"] = jax.tree.map(lambda leaf: leaf[i // every], of_group)  # noqa: B023
+    return rest

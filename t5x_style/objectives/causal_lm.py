@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t5x_style.models import transformer
+from t5x_style.models import moe, transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.ops.losses import linear_cross_entropy
 from t5x_style.parallel import sequence
@@ -70,12 +70,13 @@ class CausalLM:
         num_slots = batch["inputs"].size
         rows = sequence.sharding_of_rows(self.model.num_kv_heads, self.model.head_exchange)
         batch, order_BT = sequence.placed(batch, rows)
-        hidden_BTD = transformer.Transformer(self.model).apply(
+        hidden_BTD, left = transformer.Transformer(self.model).apply(
             {"params": params},
             batch["inputs"],
             positions_BT=batch["positions"],
             segment_ids_BT=batch["segment_ids"],
             order_BT=order_BT,
+            mutable=[moe.COLLECTION],
         )
         weights_BT = batch["loss_weights"]
         loss_sum, aux = linear_cross_entropy(
@@ -93,8 +94,9 @@ class CausalLM:
         is_real_BT = (batch["segment_ids"] > 0).astype(jnp.float32)
         num_tokens = jnp.sum(is_real_BT)
         num_keys = jnp.sum((batch["positions"] + 1) * is_real_BT)
+        routing_loss, routing_metrics = moe.collected(left)
         return (
-            loss_sum,
+            loss_sum + routing_loss * weight_sum,
             weight_sum,
             {
                 "loss": (nll_sum, weight_sum),
@@ -102,6 +104,7 @@ class CausalLM:
                 "accuracy": (jnp.sum(aux["correct_BT"] * weights_BT), weight_sum),
                 "filled_slots": (num_tokens, jnp.float32(num_slots)),
                 "keys_per_token": (num_keys, num_tokens),
+                **routing_metrics,
             },
         )
 

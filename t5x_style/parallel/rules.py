@@ -28,6 +28,7 @@ DEFAULT_RULES: Rules = {
     "head_dim": (),
     "mlp": ("tensor",),
     "norm": (),
+    "experts": ("expert",),
     # Activations.
     "act_batch": ("data", "fsdp", "expert"),
     "act_length": ("seq",),
@@ -35,6 +36,9 @@ DEFAULT_RULES: Rules = {
     "act_heads": ("tensor",),
     "act_head_dim": (),
     "act_mlp": ("tensor",),
+    "act_ranks": ("data", "fsdp", "expert", "seq"),
+    "act_replicas": ("data", "fsdp"),
+    "act_experts": ("expert",),
 }
 
 _rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=DEFAULT_RULES)

@@ -115,8 +115,13 @@ def _identity(
     """Returns what a run folder must have been begun with to be gone on with, as JSON values."""
     objective = dataclasses.asdict(job.objective)  # type: ignore[reportArgumentType]
     del objective["loss_chunk_tokens"]
+    model = objective["model"] = job.objective.model.to_dict()  # type: ignore[reportAttributeAccessIssue]
     for name in _COMPUTED_ANYHOW:
-        del objective["model"][name]
+        del model[name]
+    if model["moe"] is None:
+        del model["moe"]
+    else:
+        del model["moe"]["dispatch"]
     identity = {
         "objective": {"class": type(job.objective).__name__, **objective},
         "data": stream,

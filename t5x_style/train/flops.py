@@ -9,12 +9,24 @@ from t5x_style.models.config import TransformerConfig
 
 
 def matrix_parameters(config: TransformerConfig) -> int:
-    """Returns how many weights one token is multiplied by: all but embedding and norms."""
+    """Returns how many weights one token is multiplied by: all but embedding and norms.
+
+    Of experts those count that a token is meant to go through, whether or not it finds a place.
+    """
     heads = config.num_query_heads + 2 * config.num_kv_heads
     attention = config.embed_dim * config.head_dim * (heads + config.num_query_heads)
-    feed_forward = 3 * config.embed_dim * config.mlp_dim
     head = config.embed_dim * config.vocab_size
-    return config.num_layers * (attention + feed_forward) + head
+    feed_forward = sum(_feed_forward(config, i) for i in range(config.num_layers))
+    return config.num_layers * attention + feed_forward + head
+
+
+def _feed_forward(config: TransformerConfig, layer: int) -> int:
+    if config.moe is None or not config.is_moe_layer(layer):
+        return 3 * config.embed_dim * config.mlp_dim
+    moe = config.moe
+    wide = 3 * config.embed_dim * (moe.expert_dim or config.mlp_dim)
+    num_experts = moe.router.experts_per_token + moe.num_shared_experts
+    return round(num_experts * wide) + config.embed_dim * moe.num_experts
 
 
 def training_flops_per_token(
@@ -43,7 +55,7 @@ def recomputed_flops_per_token(config: TransformerConfig, length: int) -> float:
     They are no part of MFU, but take time: the forward pass of the layers where nothing is kept,
     the inner products of the feed-forward layer where only attention is.
     """
-    inner = 2 * 2 * config.num_layers * config.embed_dim * config.mlp_dim
+    inner = 2 * 2 * sum(_feed_forward(config, i) for i in range(config.num_layers)) / 3
     head = 2 * config.embed_dim * config.vocab_size
     forward = training_flops_per_token(config, length) / 3 - head
     return {"full": forward, "attention": inner}.get(config.remat, 0)

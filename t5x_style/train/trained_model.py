@@ -34,7 +34,7 @@ class TrainedModel:
           ValueError: there is no such checkpoint.
         """
         self.name = name
-        self._setting = f"{setting}[{name!r}]"
+        self._setting = setting
         self._run_dir, step = (value, None) if isinstance(value, str) else value
         try:
             self.step = checkpoint.chosen_step(f"{self._run_dir}/{run_folder.CHECKPOINTS}", step)
@@ -110,4 +110,6 @@ def trained_models(checkpoints: Mapping[str, Named], setting: str) -> list[Train
     """
     if not checkpoints:
         raise ValueError(f"{setting} = {checkpoints} must name at least one checkpoint")
-    return [TrainedModel(name, value, setting) for name, value in checkpoints.items()]
+    return [
+        TrainedModel(name, value, f"{setting}[{name!r}]") for name, value in checkpoints.items()
+    ]

@@ -150,7 +150,7 @@ def test_export_and_import_give_back_the_same_bits(layout, scan_layers, adjacent
 def test_scanned_export_equals_unrolled_export(tmp_path):
     scanned = _config(scan_layers=True)
     params = hf_models.seeded_params(scanned)
-    unrolled = transformer.unstack_layers(params, scanned.num_layers)
+    unrolled = transformer.unstack_layers(params, scanned)
     export_params(scanned, params, tmp_path / "scanned")
     export_params(_config(scan_layers=False), unrolled, tmp_path / "unrolled")
     first, second = (

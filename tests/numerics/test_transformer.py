@@ -170,19 +170,19 @@ def test_padding_is_inert():
 
 def test_scanned_layers_are_the_unrolled_ones():
     b, tree = batch(), params()
-    stacked = transformer.stack_layers(tree)
+    stacked = transformer.stack_layers(tree, CONFIG)
     assert jax.tree.structure(stacked) == jax.tree.structure(initial(change(scan_layers=True)))
     loss, gradient = loss_and_gradient(tree, CONFIG, b)
     scanned_loss, scanned_gradient = loss_and_gradient(stacked, change(scan_layers=True), b)
     assert float(loss) == pytest.approx(float(scanned_loss), rel=1e-6)
-    back = transformer.unstack_layers(scanned_gradient, CONFIG.num_layers)
+    back = transformer.unstack_layers(scanned_gradient, CONFIG)
     for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(back), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def test_stacking_and_taking_apart_are_inverse():
     tree = params()
-    back = transformer.unstack_layers(transformer.stack_layers(tree), CONFIG.num_layers)
+    back = transformer.unstack_layers(transformer.stack_layers(tree, CONFIG), CONFIG)
     assert jax.tree.structure(back) == jax.tree.structure(dict(tree))
     for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(back), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -191,7 +191,7 @@ def test_stacking_and_taking_apart_are_inverse():
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", [name for name in POLICIES if name != "none"])
 def test_rematerialisation_changes_nothing(remat):
-    b, tree = batch(), transformer.stack_layers(params())
+    b, tree = batch(), transformer.stack_layers(params(), CONFIG)
     loss, gradient = loss_and_gradient(tree, change(scan_layers=True), b)
     again, gradient_again = loss_and_gradient(tree, change(scan_layers=True, remat=remat), b)
     assert float(loss) == pytest.approx(float(again), rel=1e-6)
@@ -201,7 +201,7 @@ def test_rematerialisation_changes_nothing(remat):
 
 def test_policies_keep_what_they_name():
     """Bytes kept between the passes: less for each policy, and no attention run twice for it."""
-    b, tree = batch(), transformer.stack_layers(params())
+    b, tree = batch(), transformer.stack_layers(params(), CONFIG)
 
     def kept_and_exponentials(remat):
         config = change(scan_layers=True, remat=remat)
@@ -225,7 +225,7 @@ def test_policies_keep_what_they_name():
 
 @pytest.mark.slow
 def test_bfloat16_with_float32_weights():
-    b, tree = batch(), transformer.stack_layers(params())
+    b, tree = batch(), transformer.stack_layers(params(), CONFIG)
     config = change(scan_layers=True, dtype="bfloat16")
     hidden = hidden_of(tree, b["tokens"], b["positions"], b["segments"], config=config)
     assert hidden.dtype == jnp.bfloat16
@@ -242,7 +242,7 @@ def test_bfloat16_with_float32_weights():
 def test_initial_values(scan_layers):
     config = change(scan_layers=scan_layers, num_layers=2, embed_dim=64, mlp_dim=256, init_std=0.02)
     tree = initial(config)
-    tree = transformer.unstack_layers(tree, 2) if scan_layers else tree
+    tree = transformer.unstack_layers(tree, config) if scan_layers else tree
     for i in range(2):
         layer = tree[f"layers_{i}"]
         deep = 0.02 / np.sqrt(2 * (i + 1))

@@ -1,5 +1,6 @@
 """One device and eight: the same loss and gradients on every mesh, with the exchanges expected."""
 
+import dataclasses
 import functools
 import re
 from collections import Counter
@@ -11,8 +12,9 @@ import pytest
 from flax import linen as nn
 
 from t5x_style.models import transformer
-from t5x_style.models.config import TransformerConfig
+from t5x_style.models.config import MoEConfig, TransformerConfig
 from t5x_style.ops.losses import linear_cross_entropy
+from t5x_style.ops.routers import TopK
 from t5x_style.parallel import rules
 from t5x_style.parallel.mesh import MeshConfig
 
@@ -188,7 +190,9 @@ def test_a_batch_that_does_not_divide_is_computed_whole():
 
 
 def test_every_rule_is_used():
-    boxes = jax.tree.leaves(boxed_params(), is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    with_experts = dataclasses.replace(CONFIG, moe=MoEConfig(4, TopK(), every=CONFIG.num_layers))
+    boxed = jax.eval_shape(lambda: transformer.init_params(with_experts, jax.random.key(0)))
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
     of_weights = {name for box in boxes for name in box.names}
     of_activations = {name for name in rules.DEFAULT_RULES if name.startswith("act_")}
     assert set(rules.DEFAULT_RULES) == of_weights | of_activations
