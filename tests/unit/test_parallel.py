@@ -106,8 +106,8 @@ def test_a_table_of_ones_own():
     with rules.axis_rules(own):
         assert rules.spec_of(("embed", "mlp"), (8, 8), eight) == PartitionSpec(None, ("fsdp",))
     assert rules.spec_of(("embed", "mlp"), (8, 8), eight) == PartitionSpec(("fsdp",), None)
-    with pytest.raises(ValueError, match=r"'experts' of .* not in the rule table"):
-        rules.spec_of(("experts",), (8,), eight)
+    with pytest.raises(ValueError, match=r"'adapters' of .* not in the rule table"):
+        rules.spec_of(("adapters",), (8,), eight)
 
 
 def test_constrain_moves_arrays_and_does_nothing_without_a_mesh():

@@ -21,12 +21,14 @@ class Section:
       title: its heading.
       inputs: the report's arguments it reads; without any of them it is marked as not run.
       render: makes its contents.
+      optional: whether it is left out, instead of marked, where none of its inputs is given.
     """
 
     key: str
     title: str
     inputs: tuple[str, ...]
     render: Callable[[Inputs], Html]
+    optional: bool = False
 
 
 def _contents(section: Section, inputs: Inputs) -> tuple[Html, bool]:
@@ -53,6 +55,8 @@ def render_page(title: str, sections: Sequence[Section], inputs: Inputs) -> str:
     """
     entries, parts = [], []
     for section in sections:
+        if section.optional and not any(inputs.folders.get(name) for name in section.inputs):
+            continue
         contents, present = _contents(section, inputs)
         link = tag("a", section.title, href=f"#{section.key}")
         entries.append(tag("li", link, class_=None if present else "absent"))

@@ -87,4 +87,4 @@ def _heat_map(row: dict[str, Any]) -> Html:
     return figure(drawing, caption)
 
 
-SECTIONS = (Section("needle", "The needle in the haystack", ("needle",), _needles),)
+SECTIONS = (Section("needle", "The needle in the haystack", ("needle",), _needles, optional=True),)
