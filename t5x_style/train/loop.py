@@ -87,6 +87,8 @@ def fit(
         watchdog = stack.enter_context(faults.Watchdog(settings.step_timeout_secs))
         profile = stack.enter_context(_profile_window(job, run_dir))
         injector = faults.FaultInjector()
+        # Innermost: what is closed on the way out would wait for a process that is gone.
+        stack.enter_context(faults.ending_the_job_on_error())
         while step < job.total_steps:
             injector.at("step", step + 1)
             profile.before(step + 1)
