@@ -56,7 +56,7 @@ def _gradient(layer, params, x, d_y):
 
 def _layer(config, params, x):
     y, left = MoE(config).apply({"params": params}, x, None, 1, mutable=[COLLECTION])
-    return y, collected(left)[1]
+    return y, collected({COLLECTION: {"layer": left[COLLECTION]}})[1]
 
 
 def _one_hot(router, num_experts, params, x):
