@@ -44,6 +44,11 @@ def hf_export(
         the layout cannot hold the model.
     """
     config, params = checkpoint.load_model(run_dir, step)
+    if config.moe is not None:
+        raise ValueError(
+            f"{run_dir} is a mixture of experts, and neither layout has a place for them: set "
+            "hf_export.hf_export.run_dir to a dense run"
+        )
     settings = {
         "model": config,
         "weights": digest(state.named_leaves({"params": params})),

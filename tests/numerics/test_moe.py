@@ -15,6 +15,8 @@ from t5x_style.models.moe import COLLECTION, MoE, collected
 from t5x_style.models.upcycling import upcycled
 from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, Sam, TopK
+from t5x_style.run.hf_export import hf_export
+from t5x_style.train import checkpoint
 from tests.numerics.test_ops_experts import formula
 
 BATCH, LENGTH, EXPERTS, RANKS = 4, 16, 8, 4
@@ -50,16 +52,8 @@ def layer_arrays():
     return jnp.asarray(x), jnp.asarray(rng.random((BATCH, LENGTH)) < 0.9)
 
 
-# One of each way is enough in between.
-FAST = ("rectify2", "dropless")
-
-
-def each(names):
-    slow = pytest.mark.slow
-    return [pytest.param(name, marks=() if name in FAST else slow) for name in names]
-
-
-@pytest.mark.parametrize("name", each(ROUTERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROUTERS)
 def test_a_layer_is_the_sum_of_what_its_routes_say(name):
     router = ROUTERS[name]
     config = with_experts(router)
@@ -113,7 +107,14 @@ def dense():
     return params, jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 3, CONFIG.vocab_size)
 
 
-@pytest.mark.parametrize("name", each(["rectify1", "rectify2", "dropless"]))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rectify2",
+        pytest.param("rectify1", marks=pytest.mark.slow),
+        pytest.param("dropless", marks=pytest.mark.slow),
+    ],
+)
 def test_an_upcycled_model_says_what_the_dense_one_does(name):
     params, tokens = dense()
     wanted = transformer.Transformer(CONFIG).apply({"params": params}, tokens)
@@ -139,10 +140,13 @@ def test_tokens_without_a_place_are_left_out_where_nothing_rectifies():
     assert float(jnp.abs(found - wanted).max()) > 0.1
 
 
-def test_a_mixture_cannot_be_upcycled_again():
+def test_a_mixture_cannot_be_upcycled_again_or_leave_for_hugging_face(tmp_path):
     params, _ = dense()
     moe = with_experts(TopK()).moe
     config, experts = upcycled(params, CONFIG, moe, jax.random.key(2))
+    checkpoint.save_model(tmp_path / "run", config, experts)
+    with pytest.raises(ValueError, match=r"run is a mixture of experts.*hf_export\.run_dir"):
+        hf_export(str(tmp_path / "run"), str(tmp_path / "hf"))
     with pytest.raises(ValueError, match="mixture of experts already"):
         upcycled(experts, config, moe, jax.random.key(2))
     with pytest.raises(ValueError, match=r"expert_dim = 5.*width 8"):

@@ -100,6 +100,7 @@ def test_both_ways_to_travel_agree(router, mesh):
         )
 
 
+@pytest.mark.slow
 def test_ranks_that_the_mesh_has_not_are_refused():
     model = config(TopK())
     params, (x, _, is_real) = params_of(model), arrays()
@@ -122,6 +123,7 @@ def sent_bytes(router):
     return sum(n for (kind, axes), n in sent.items() if (kind, axes) == ("all-to-all", ("expert",)))
 
 
+@pytest.mark.slow
 def test_a_group_is_sent_one_copy_whatever_the_number_of_its_experts():
     top1, top4 = sent_bytes(TopK(k=1)), sent_bytes(TopK(k=4))
     assert top4 == pytest.approx(4 * top1)
