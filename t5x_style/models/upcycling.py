@@ -1,7 +1,7 @@
 """From a dense model to a mixture of experts that at first says the same.
 
 Every expert is a copy of the feed-forward layer it replaces and the router is drawn at random
-(arXiv 2402.12399, section 4.1, after arXiv 2212.05055): with weights that sum to 1 and no token
+(arXiv 2402.12399, after arXiv 2212.05055): with weights that sum to 1 and no token
 left out, the outputs are the dense model's.
 """
 

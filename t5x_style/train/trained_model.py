@@ -74,13 +74,13 @@ class TrainedModel:
             _, params = checkpoint.load_model(self._run_dir, self.step, sharding=sharding)
         except ValueError as error:
             raise ValueError(f"{self._setting}: {error}") from error
-        self._num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-        self._fingerprint = digest(state.named_leaves({"params": params}))
         return params
 
     def identity(self, sharding: Any = None) -> dict[str, Any]:
         """Returns what decides all that it says: its config and a digest of its weights."""
-        self.load(sharding)
+        params = self.load(sharding)
+        self._num_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+        self._fingerprint = digest(state.named_leaves({"params": params}))
         return {"step": self.step, "model": self.config, "fingerprint": self._fingerprint}
 
     @property
@@ -90,7 +90,7 @@ class TrainedModel:
         return run["identity"]["data"]["length"] if run else self.config.trained_length
 
     def about(self) -> dict[str, Any]:
-        """Returns, as JSON values, what a result says of it; it has been loaded before."""
+        """Returns, as JSON values, what a result says of it; `identity` has been asked before."""
         return {
             "name": self.name,
             "run_dir": self._run_dir,

@@ -11,7 +11,7 @@ from flax import linen as nn
 from t5x_style.infer.sampler import Sampler
 from t5x_style.models import transformer
 from t5x_style.models.config import MoEConfig, TransformerConfig
-from t5x_style.models.moe import COLLECTION, MoE, collected
+from t5x_style.models.moe import MoE, collected
 from t5x_style.models.upcycling import upcycled
 from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, Sam, TopK
@@ -206,4 +206,3 @@ def test_losses_of_routers_reach_the_objective():
     assert num == 2  # layers with experts
     assert float((with_loss - without) / weight) == pytest.approx(0.5 * float(total), rel=1e-4)
     assert collected({})[1] == {}
-    assert COLLECTION == "moe"
