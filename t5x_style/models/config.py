@@ -86,7 +86,7 @@ class TransformerConfig:
       attention_block_tokens: block length of blockwise attention; None chooses by size.
       head_exchange: devices of the mesh's `seq` axis among which heads change places with
         positions; the rest of the axis is a ring, see `parallel.sequence`. 1 for a ring alone, None
-        for as many as the axis and the key and value heads allow.
+        for as many as the axis and the heads allow.
       scan_layers: whether the layers are one scanned body over stacked weights (fast to compile)
         or unrolled bodies with weights of their own.
       remat: name of the rematerialisation policy, see `parallel.remat.POLICIES`.

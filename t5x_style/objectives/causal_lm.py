@@ -68,7 +68,9 @@ class CausalLM:
         """
         del rng
         num_slots = batch["inputs"].size
-        rows = sequence.sharding_of_rows(self.model.num_kv_heads, self.model.head_exchange)
+        rows = sequence.sharding_of_rows(
+            self.model.num_kv_heads, self.model.queries_per_kv, self.model.head_exchange
+        )
         batch, order_BT = sequence.placed(batch, rows)
         hidden_BTD, left = transformer.Transformer(self.model).apply(
             {"params": params},

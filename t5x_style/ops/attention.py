@@ -115,12 +115,12 @@ def attend(
     q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, num_heads // kv_heads, head_dim)
     rows = SequenceSharding()
     if length == k_BSKH.shape[1]:
-        rows = sharding_of_rows(kv_heads, head_exchange)
+        rows = sharding_of_rows(kv_heads, num_heads // kv_heads, head_exchange)
         if length % rows.size:
             rows = SequenceSharding()
 
     def local(q_BTKGH, k_BSKH, v_BSKH, *marks):
-        q_BTKGH, k_BSKH, v_BSKH = (rows.to_heads(x) for x in (q_BTKGH, k_BSKH, v_BSKH))
+        q_BTKGH, k_BSKH, v_BSKH = rows.to_heads(q_BTKGH, k_BSKH, v_BSKH)
         q_marks, k_marks = (
             Marks(*(rows.of_group(x) for x in two)) for two in (marks[:2], marks[2:])
         )

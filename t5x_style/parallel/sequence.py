@@ -1,16 +1,20 @@
 """Rows cut over the mesh's `seq` axis: which tokens lie where, and how attention crosses the cuts.
 
 Two ways are combined. Among `exchange` neighbours, heads change places with positions (all-to-all,
-arXiv 2309.14509): each then has all the group's positions for some of the heads. The groups form a
-ring in which keys and values travel (`parallel.ring_attention`). An exchange over the whole axis
-needs no ring, one of 1 is a ring alone; in between, the exchange stays within a node and the ring
-goes between nodes, as neighbours on the axis are neighbours in the mesh.
+arXiv 2309.14509): each then has all the group's positions for some of the heads. Where these are
+more neighbours than key and value heads, several take one such head, each with some of its queries.
+The groups form a ring in which keys and values travel (`parallel.ring_attention`). An exchange over
+the whole axis needs no ring, one of 1 is a ring alone; in between, the exchange stays within a node
+and the ring goes between nodes, as neighbours on the axis are neighbours in the mesh.
+
+A group of twice the neighbours sends no more than a ring of two groups does: what it saves there,
+it sends in copies of keys and values. And it needs no ring, so that kernels for whole rows can run.
 
 In a causal ring of contiguous pieces the first device would have little to do and the last much.
 So a row is cut in twice as many chunks as the ring has groups, and group i takes the chunks i and
 2 R - 1 - i ("zig-zag"): all then have the same number of pairs to attend to.
 
-Legend: B batch, T tokens.
+Legend: B batch, T tokens, K key and value heads, G query heads of each, H head dim.
 """
 
 import dataclasses
@@ -34,10 +38,12 @@ class SequenceSharding:
     Attributes:
       size: devices that share a row.
       exchange: neighbours among which heads change places with positions.
+      copies: how many of these neighbours take each key and value head.
     """
 
     size: int = 1
     exchange: int = 1
+    copies: int = 1
 
     @property
     def ring(self) -> Ring:
@@ -57,13 +63,29 @@ class SequenceSharding:
         pairs = [(i, 2 * size - 1 - i) for i in range(size)]
         return chunks[np.ravel(pairs)].ravel()
 
-    def to_heads(self, x_BTK: jax.Array) -> jax.Array:
-        """Returns [B, exchange * T, K / exchange, ...] of this device's [B, T, K, ...]."""
-        return self._exchanged(x_BTK, split=2, concat=1)
+    def to_heads(
+        self, q_BTKGH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns this device's heads, at all the group's positions, of its positions' heads.
 
-    def to_positions(self, x_BTK: jax.Array) -> jax.Array:
-        """Undoes `to_heads`."""
-        return self._exchanged(x_BTK, split=1, concat=2)
+        There are `copies / exchange` as many key and value heads, 1 / `copies` as many queries of
+        each, and `exchange` times as many positions.
+        """
+        batch, length, kv_heads, groups, head_dim = q_BTKGH.shape
+        of_each = (kv_heads * self.copies, groups // self.copies)
+        q_BTKGH = q_BTKGH.reshape(batch, length, *of_each, head_dim)
+        k_BTKH, v_BTKH = (jnp.repeat(x, self.copies, axis=2) for x in (k_BTKH, v_BTKH))
+        q_BTKGH, k_BTKH, v_BTKH = (
+            self._exchanged(x, split=2, concat=1) for x in (q_BTKGH, k_BTKH, v_BTKH)
+        )
+        return q_BTKGH, k_BTKH, v_BTKH
+
+    def to_positions(self, q_BTKGH: jax.Array) -> jax.Array:
+        """Undoes what `to_heads` does to the queries."""
+        q_BTKGH = self._exchanged(q_BTKGH, split=1, concat=2)
+        batch, length, kv_heads, groups, head_dim = q_BTKGH.shape
+        of_all = (kv_heads // self.copies, groups * self.copies)
+        return q_BTKGH.reshape(batch, length, *of_all, head_dim)
 
     def of_group(self, x_BT: jax.Array | None) -> jax.Array | None:
         """Returns the group's [B, exchange * T] of this device's [B, T]: marks, which are small."""
@@ -94,12 +116,14 @@ class SequenceSharding:
         return devices.tolist()
 
 
-def sharding_of_rows(num_kv_heads: int, exchange: int | None) -> SequenceSharding:
+def sharding_of_rows(
+    num_kv_heads: int, queries_per_kv: int, exchange: int | None
+) -> SequenceSharding:
     """Returns how the mesh in use cuts rows.
 
     Args:
-      num_kv_heads: key and value heads of the model; what is left of them after the tensor axis is
-        what an exchange can share.
+      num_kv_heads, queries_per_kv: heads of the model; what is left of them after the tensor axis
+        is what an exchange can share.
       exchange: as wished; None for as many as heads and axis allow.
 
     Raises:
@@ -109,17 +133,28 @@ def sharding_of_rows(num_kv_heads: int, exchange: int | None) -> SequenceShardin
     size = mesh.shape.get(AXIS, 1)
     if size == 1:
         return SequenceSharding()
-    (of_heads,) = rules.spec_of(("act_heads",), (num_kv_heads,), mesh)
-    heads = num_kv_heads // math.prod(mesh.shape[axis] for axis in rules.axes_of(of_heads))
-    if exchange is None:
-        exchange = math.gcd(size, heads)
-    if exchange < 1 or size % exchange or heads % exchange:
-        raise ValueError(
-            f"config.TransformerConfig.head_exchange = {exchange}: must divide the {size} devices "
-            f"of mesh.MeshConfig.seq and the {heads} key and value heads that each of them has; "
-            f"set it to a divisor of {math.gcd(size, heads)}, or to None"
+    of_model = (num_kv_heads, queries_per_kv)
+    heads, queries = (
+        number // math.prod(mesh.shape[axis] for axis in rules.axes_of(cut))
+        for number, cut in zip(
+            of_model, rules.spec_of(("act_heads", "act_heads"), of_model, mesh), strict=True
         )
-    return SequenceSharding(size, exchange)
+    )
+    copies_by_exchange = {
+        number: max(number // heads, 1)
+        for number in range(1, size + 1)
+        if size % number == 0
+        and (heads % number == 0 or (number % heads == 0 and queries % (number // heads) == 0))
+    }
+    if exchange is None:
+        exchange = max(copies_by_exchange)
+    if exchange not in copies_by_exchange:
+        raise ValueError(
+            f"config.TransformerConfig.head_exchange = {exchange}: cannot be shared by the {size} "
+            f"devices of mesh.MeshConfig.seq, each with {heads} key and value heads and {queries} "
+            f"queries of each; set it to one of {sorted(copies_by_exchange)}, or to None"
+        )
+    return SequenceSharding(size, exchange, copies_by_exchange[exchange])
 
 
 def placed(

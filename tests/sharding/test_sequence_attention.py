@@ -48,9 +48,12 @@ CASES = [
     Case("exchange", exchange=8, kv_heads=8),
     Case("exchange_packed_four_queries_a_key", exchange=8, kv_heads=8, groups=4, packed=True),
     Case("exchange_uneven", exchange=8, kv_heads=8, length=89),
+    Case("exchange_with_copies", exchange=8, packed=True),
+    Case("exchange_of_copies_alone", exchange=8, kv_heads=1, groups=8, length=89, packed=True),
     Case("both", exchange=2),
     Case("both_packed", exchange=4, packed=True),
     Case("both_uneven_six_queries_a_key", exchange=2, kv_heads=2, groups=6, length=90, packed=True),
+    Case("both_with_copies", exchange=4, kv_heads=2, groups=6, packed=True),
     Case("both_under_remat", exchange=2, remat=True, packed=True),
 ]
 
@@ -73,7 +76,8 @@ def function(case: Case):
     """Returns (q, k, v, segments, d_out) -> (out, gradients), rows cut and put back."""
 
     def results(q, k, v, segments, d_out):
-        rows, order_BT = sharding_of_rows(case.kv_heads, case.exchange), None
+        order_BT = None
+        rows = sharding_of_rows(case.kv_heads, case.groups, case.exchange)
         if case.zigzag and case.causal:
             batch, order_BT = placed({"segments": segments}, rows)
             segments = batch["segments"]
@@ -129,7 +133,7 @@ def relative_error(found, wanted) -> float:
 
 
 # One of each way is enough in between.
-FAST = ("ring_packed", "exchange_uneven", "both_uneven_six_queries_a_key")
+FAST = ("ring_packed", "exchange_with_copies", "both_uneven_six_queries_a_key")
 
 
 @pytest.mark.parametrize(
@@ -215,6 +219,14 @@ def test_an_exchange_moves_each_head_once_and_then_rings_between_groups():
     }
 
 
+def test_heads_that_several_neighbours_take_are_sent_to_each_of_them():
+    assert counted(Case("", exchange=8), with_gradient=False) == {
+        ("all-to-all", "f32[2,12,1,1,8]"): 2,
+        ("all-to-all", "f32[2,12,1,8]"): 2,
+        ("all-gather", "s32[2,96]"): 1,
+    }
+
+
 def blocks_by_device(size: int, length: int, *, zigzag: bool) -> list[int]:
     """How many pairs of blocks each device of a ring computes."""
     order_T = SequenceSharding(size).order(length) if zigzag else np.arange(length)
@@ -259,8 +271,10 @@ def test_rings_pass_to_the_next_device_and_visit_all():
 def test_an_exchange_that_is_not_possible_names_its_setting():
     with (
         jax.set_mesh(MeshConfig(data=1, seq=4, tensor=2).build()),
-        pytest.raises(ValueError, match=r"head_exchange = 4.*MeshConfig.seq.*divisor of 2"),
+        pytest.raises(ValueError, match=r"head_exchange = 8.*MeshConfig.seq.*one of \[1, 2, 4\]"),
     ):
-        sharding_of_rows(num_kv_heads=4, exchange=4)
+        sharding_of_rows(num_kv_heads=4, queries_per_kv=2, exchange=8)
     with jax.set_mesh(MeshConfig(data=1, seq=8).build()):
-        assert sharding_of_rows(num_kv_heads=4, exchange=None) == SequenceSharding(8, 4)
+        assert sharding_of_rows(4, 1, exchange=None) == SequenceSharding(8, 4)
+        assert sharding_of_rows(4, 6, exchange=None) == SequenceSharding(8, 8, 2)
+        assert sharding_of_rows(4, 6, exchange=2) == SequenceSharding(8, 2)
