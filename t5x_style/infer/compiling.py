@@ -47,8 +47,9 @@ def compile_decode(
     config = decode.decode_config(config)
 
     def token(params: Any, prompts: decode.Prompts, tokens: Any, slot: Any, caches: Any) -> Any:
+        all_alive_B = jnp.ones(num_rows, bool)
         hidden_BD, caches = decode.decode_token(
-            params, prompts, tokens, slot, caches, config=config
+            params, prompts, tokens, slot, caches, all_alive_B, config=config
         )
         return transformer.logits(params, config, hidden_BD), caches
 

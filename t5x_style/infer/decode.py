@@ -23,6 +23,7 @@ from t5x_style.models import layers, transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.ops import rotary
 from t5x_style.parallel import sequence
+from t5x_style.parallel.ring_attention import Marks
 from t5x_style.parallel.rules import axis_size
 
 Params = Mapping[str, Any]
@@ -136,7 +137,7 @@ def generate(
     def step(state: _State) -> _State:
         slot = prompt_length + state.step - 1
         hidden_BD, caches = decode_token(
-            params, prompts, state.last_B, slot, state.caches, config=config
+            params, prompts, state.last_B, slot, state.caches, state.is_alive_B, config=config
         )
         return record(state._replace(caches=caches), *choose(state.step, hidden_BD))
 
@@ -181,7 +182,13 @@ def prefill(
         config.head_exchange,
     )
     hidden_BPD, caches = _hidden(
-        params, config, prompts.tokens_BP, tables, [empty] * config.num_layers, last_only=True
+        params,
+        config,
+        prompts.tokens_BP,
+        tables,
+        segment_ids_BP,
+        [empty] * config.num_layers,
+        last_only=True,
     )
     return hidden_BPD[:, -1], [cache.kept for cache in caches]
 
@@ -192,6 +199,7 @@ def decode_token(
     tokens_B: jax.Array,
     slot: jax.Array,
     caches: list[KeyValues],
+    is_alive_B: jax.Array,
     *,
     config: TransformerConfig,
 ) -> tuple[jax.Array, list[KeyValues]]:
@@ -202,6 +210,7 @@ def decode_token(
       tokens_B: int32, the tokens.
       slot: int32 scalar, the slot that they get.
       caches: of each layer.
+      is_alive_B: bool; what rows that have ended would say takes no expert from the others.
     """
     prompt_length = prompts.tokens_BP.shape[1]
     first_slot_B1 = prompt_length - prompts.num_tokens_B[:, None]
@@ -213,6 +222,7 @@ def decode_token(
         config,
         tokens_B[:, None],
         tables,
+        is_alive_B[:, None].astype(jnp.int32),
         [TokenCache(kept, slot, is_visible_BS) for kept in caches],
     )
     return hidden_BTD[:, -1], [cache.kept for cache in filled]
@@ -235,6 +245,7 @@ def _hidden(
     config: TransformerConfig,
     tokens_BT: jax.Array,
     tables: rotary.RotaryTables,
+    segment_ids_BT: jax.Array,
     caches: list[Any],
     last_only: bool = False,
 ) -> tuple[jax.Array, list[Any]]:
@@ -243,11 +254,12 @@ def _hidden(
     def run(module, name, *args, **kwargs) -> Any:
         return module.apply({"params": params[name]}, *args, **kwargs)
 
+    marks = Marks(segments_BT=segment_ids_BT)
     x_BTD = run(transformer.TokenEmbedding(config), "tok_embeddings", tokens_BT)
     filled = []
     for i, cache in enumerate(caches):
         block = layers.Block(config, is_moe=config.is_moe_layer(i))
-        x_BTD, cache = run(block, f"layers_{i}", x_BTD, tables, cache=cache)
+        x_BTD, cache = run(block, f"layers_{i}", x_BTD, tables, marks, cache=cache)
         filled.append(cache)
     if last_only:
         x_BTD = x_BTD[:, -1:]

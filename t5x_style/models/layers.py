@@ -162,7 +162,8 @@ class Block(nn.Module):
           tables: rotary tables of the T positions, see `transformer.rotary_tables`.
           marks: segments and causal order of the tokens.
           layer_index: counted from 0; only initialisation reads it.
-          cache: what is kept of earlier tokens; marks are not read if it is given.
+          cache: what is kept of earlier tokens; of the marks all that is read with it is which
+            tokens are padding.
 
         Returns:
           The residual stream [B, T, D], and the cache (None if there was none).

@@ -14,7 +14,7 @@ from flax import linen as nn
 from t5x_style.models import initializers
 from t5x_style.models.config import MoEConfig, TransformerConfig
 from t5x_style.models.weights import weight
-from t5x_style.ops import feed_forward
+from t5x_style.ops import feed_forward, routing
 from t5x_style.ops.experts import Experts
 from t5x_style.parallel import dispatch, rules
 from t5x_style.parallel.islands import on_each_device
@@ -36,9 +36,10 @@ def collected(variables: Mapping[str, Any]) -> tuple[jax.Array, Pairs]:
 
     Returns:
       The sum of the layers' losses, each with its coefficient, and metrics named moe/NAME as pairs
-      of sums over layers; 0 and none for a model without experts.
+      of sums over layers; 0 and none for a model without experts. moe/chosen and moe/load, over
+      the number of tokens, are [mixtures, E]: first choices, and tokens with a slot.
     """
-    loss, metrics = jnp.float32(0), {}
+    loss, metrics, counts = jnp.float32(0), {}, []
     for left in _layers(variables.get(COLLECTION, {})):
         loss += jnp.sum(left["loss"][0])
         for name, pair in left["metrics"][0].items():
@@ -46,14 +47,19 @@ def collected(variables: Mapping[str, Any]) -> tuple[jax.Array, Pairs]:
             metrics[f"moe/{name}"] = tuple(
                 a + jnp.sum(b) for a, b in zip(before, pair, strict=True)
             )
+        counts.append(jnp.stack(left["counts"][0]).reshape(2, -1, left["counts"][0][0].shape[-1]))
+    if counts:
+        chosen_LE, load_LE = jnp.concatenate(counts, axis=1)
+        num_tokens = jnp.sum(chosen_LE[0])
+        metrics |= {"moe/chosen": (chosen_LE, num_tokens), "moe/load": (load_LE, num_tokens)}
     return loss, metrics
 
 
 def _layers(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields what each layer, or each stack of them, has left."""
-    for child in tree.values():
+    """Yields what each layer, or each stack of them, has left, the lower ones first."""
+    for _, child in sorted(tree.items(), key=lambda item: (len(item[0]), item[0])):
         if isinstance(child, Mapping):
-            if "load_E" in child:
+            if "counts" in child:
                 yield child
             else:
                 yield from _layers(child)
@@ -113,8 +119,12 @@ class MoE(nn.Module):
         losses = {f"{name}_loss": (jnp.mean(x), jnp.float32(1)) for name, x in losses_P.items()}
         sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums_P)
         self.sow(COLLECTION, "loss", loss)
-        self.sow(COLLECTION, "metrics", losses | sums["metrics"])
-        self.sow(COLLECTION, "load_E", sums["load_E"])
+        self.sow(
+            COLLECTION,
+            "metrics",
+            losses | sums["metrics"] | routing.spread(sums["chosen_E"]),
+        )
+        self.sow(COLLECTION, "counts", (sums["chosen_E"], sums["load_E"]))
         if moe.num_shared_experts:
             shape, axes = (dim, moe.num_shared_experts * inner), ("embed", "mlp")
             of_all = {
@@ -238,5 +248,7 @@ def _ranks(x_PSD, logits_PSE, is_real_PS, experts, exchange, moe: MoEConfig):
             exchange,
             num_bins=router.num_bins(num_experts, num_ranks=num_ranks),
             capacity=router.capacity(num_tokens, num_experts, num_ranks=num_ranks),
+            local_capacity=router.local_capacity(num_tokens),
         )
-    return y_PSD, routes.losses, {"metrics": routes.metrics, "load_E": routes.load_E}
+    sums = {"metrics": routes.metrics, "chosen_E": routes.chosen_E, "load_E": routes.load_E}
+    return y_PSD, routes.losses, sums

@@ -1,19 +1,22 @@
 """SwiGLU experts over tokens that have been sorted by expert, or laid out in buffers of one size.
 
-Sorting and undoing it are gathers in both directions of differentiation, never scatters of rows.
-On CPUs, whose `ragged_dot` computes every row with every expert, sorted rows go through a loop over
-blocks of one expert each, as many as there are rows to serve.
+Sorted rows are multiplied by `ragged_dot`, and sorting and undoing it are gathers in both
+directions of differentiation, never scatters of rows. On CPUs, whose `ragged_dot` computes every
+row with every expert, there is a loop over blocks of one expert each, as many as there are rows to
+serve: it takes each block's rows from where they are and puts the results where they belong.
 
-Legend: E experts, D model, F feed-forward, X rows of a buffer, N rows, M sorted rows with each
-expert's filled up to whole blocks, U rows of a block, A and B rows of any kind, R copies of a row.
+Legend: E experts, D model, F feed-forward, X rows of a buffer, A rows, R copies of each, N = A R,
+M sorted rows with each expert's filled up to whole blocks, U rows of a block.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from t5x_style.ops.rows import take_rows
+from t5x_style.ops.rows import take_rows, taken
 from t5x_style.parallel.mesh import platform
 
 BLOCK_ROWS = 64
@@ -38,28 +41,45 @@ def buffered_experts(x_EXD: jax.Array, experts: Experts) -> jax.Array:
     return jnp.einsum("exf,efd->exd", _gated(gate, up), experts.w2_EFD)
 
 
-def chosen_experts(x_AD: jax.Array, expert_AR: jax.Array, experts: Experts) -> jax.Array:
+def chosen_experts(
+    x_AD: jax.Array,
+    expert_AR: jax.Array,
+    experts: Experts,
+    *,
+    max_served: int | None = None,
+) -> tuple[jax.Array, Experts]:
     """Returns what the chosen experts make of each row, with no limit to how many choose one.
+
+    Returns the weights too, for what else they are to be used for: that part of their gradient is
+    then gone on from, where two gradients would have to be added up, however few rows there are.
 
     Args:
       x_AD: rows.
       expert_AR: int32 experts of each row; E, or more, for none.
       experts: their weights.
+      max_served: entries of expert_AR that name an expert at most; None for all. Less is less
+        memory, and less work where sorted rows are multiplied whether they are there or not.
 
     Returns:
-      [A, R, D], dtype of x; zeros where there is no expert.
+      [A, R, D], dtype of x, zeros where there is no expert; and the weights.
     """
     num_rows, copies = expert_AR.shape
     num_experts = experts.w1_EDF.shape[0]
     expert_N = jnp.minimum(expert_AR.reshape(-1), num_experts)
-    place_N, source_M, blocks_E = _sorted_places(expert_N, num_experts)
-    x_MD = take_rows(x_AD, source_M // copies, place_N.reshape(num_rows, copies))
-    y_MD = _sorted_swiglu(x_MD, experts, blocks_E)
-    y_ND = take_rows(y_MD, place_N, source_M[:, None])
-    return y_ND.reshape(num_rows, copies, -1)
+    place_N, source_M, blocks_E = _sorted_places(expert_N, num_experts, max_served)
+    if platform() == "cpu":
+        both: Any = _looped(x_AD, experts, source_M, blocks_E, copies)
+        y_ND, experts = both
+    else:
+        x_MD = take_rows(x_AD, source_M // copies, place_N.reshape(num_rows, copies))
+        y_MD = _ragged(x_MD, experts, blocks_E * BLOCK_ROWS)
+        y_ND = take_rows(y_MD, place_N, source_M[:, None])
+    return y_ND.reshape(num_rows, copies, -1), experts
 
 
-def _sorted_places(expert_N: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _sorted_places(
+    expert_N: jax.Array, num_experts: int, max_served: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns where each row goes when sorted by expert, and back, and the blocks of each expert.
 
     Returns:
@@ -67,8 +87,9 @@ def _sorted_places(expert_N: jax.Array, num_experts: int) -> tuple[jax.Array, ja
       place, N where there is none; int32 [E].
     """
     num_rows = expert_N.shape[0]
+    most = num_rows if max_served is None else min(max_served, num_rows)
     # So many even if every expert's last block holds one row.
-    num_blocks = min(num_rows, -(-num_rows // BLOCK_ROWS) + num_experts)
+    num_blocks = min(most, most // BLOCK_ROWS + num_experts)
     num_places = num_blocks * BLOCK_ROWS
     order_N = jnp.argsort(expert_N, stable=True)
     sorted_N = expert_N[order_N]
@@ -83,10 +104,7 @@ def _sorted_places(expert_N: jax.Array, num_experts: int) -> tuple[jax.Array, ja
     return place_N, source_M, blocks_E
 
 
-def _sorted_swiglu(x_MD: jax.Array, experts: Experts, blocks_E: jax.Array) -> jax.Array:
-    if platform() == "cpu":
-        return _blockwise_swiglu(x_MD, experts, blocks_E)
-    sizes_E = blocks_E * BLOCK_ROWS
+def _ragged(x_MD: jax.Array, experts: Experts, sizes_E: jax.Array) -> jax.Array:
     gate = jax.lax.ragged_dot(x_MD, experts.w1_EDF, sizes_E)
     up = jax.lax.ragged_dot(x_MD, experts.w3_EDF, sizes_E)
     return jax.lax.ragged_dot(_gated(gate, up), experts.w2_EFD, sizes_E)
@@ -97,40 +115,52 @@ def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
     return (jax.nn.silu(gate.astype(wide)) * up.astype(wide)).astype(gate.dtype)
 
 
-@jax.custom_vjp
-def _blockwise_swiglu(x_MD: jax.Array, experts: Experts, blocks_E: jax.Array) -> jax.Array:
-    """The same for rows in whole blocks, by a loop over the blocks that there are."""
-    expert_of = _expert_of_block(x_MD, blocks_E)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _looped(
+    x_AD: jax.Array,
+    experts: Experts,
+    source_M: jax.Array,
+    blocks_E: jax.Array,
+    copies: int,
+) -> tuple[jax.Array, Experts]:
+    """Returns [N, D], N = A * copies, by a loop over the blocks that there are, and the weights."""
+    source_of, expert_of = _blocks(source_M, blocks_E)
 
-    def block(i, y_MD):
-        of_block = _one_expert(_block(x_MD, i), Experts(*(w[expert_of[i]] for w in experts)))
-        return jax.lax.dynamic_update_slice_in_dim(y_MD, of_block, i * BLOCK_ROWS, axis=0)
+    def block(i, y_ND):
+        rows_U = source_of(i)
+        of_expert = Experts(*(w[expert_of[i]] for w in experts))
+        y_UD = _one_expert(taken(x_AD, rows_U // copies), of_expert)
+        return y_ND.at[rows_U].set(y_UD, mode="drop")
 
-    return jax.lax.fori_loop(0, jnp.sum(blocks_E), block, jnp.zeros_like(x_MD))
+    y_ND = jnp.zeros((x_AD.shape[0] * copies, x_AD.shape[1]), x_AD.dtype)
+    return jax.lax.fori_loop(0, jnp.sum(blocks_E), block, y_ND), experts
 
 
-def _forward(x_MD, experts, blocks_E):
-    return _blockwise_swiglu(x_MD, experts, blocks_E), (x_MD, experts, blocks_E)
+def _forward(x_AD, experts, source_M, blocks_E, copies):
+    results = _looped(x_AD, experts, source_M, blocks_E, copies)
+    return results, (x_AD, experts, source_M, blocks_E)
 
 
-def _backward(residuals, d_y_MD):
-    x_MD, experts, blocks_E = residuals
-    expert_of = _expert_of_block(x_MD, blocks_E)
+def _backward(copies, residuals, cotangents):
+    x_AD, experts, source_M, blocks_E = residuals
+    d_y_ND, d_experts = cotangents
+    source_of, expert_of = _blocks(source_M, blocks_E)
 
     def block(i, sums):
-        d_x_MD, d_experts = sums
-        e = expert_of[i]
-        _, pull = jax.vjp(_one_expert, _block(x_MD, i), Experts(*(w[e] for w in experts)))
-        d_x_UD, d_one = pull(_block(d_y_MD, i))
-        d_x_MD = jax.lax.dynamic_update_slice_in_dim(d_x_MD, d_x_UD, i * BLOCK_ROWS, axis=0)
-        return d_x_MD, Experts(*(w.at[e].add(d) for w, d in zip(d_experts, d_one, strict=True)))
+        d_x_AD, d_experts = sums
+        rows_U, e = source_of(i), expert_of[i]
+        x_UD = taken(x_AD, rows_U // copies)
+        _, pull = jax.vjp(_one_expert, x_UD, Experts(*(w[e] for w in experts)))
+        d_x_UD, d_one = pull(taken(d_y_ND, rows_U))
+        d_experts = Experts(*(w.at[e].add(d) for w, d in zip(d_experts, d_one, strict=True)))
+        return d_x_AD.at[rows_U // copies].add(d_x_UD, mode="drop"), d_experts
 
-    zeros = (jnp.zeros_like(x_MD), jax.tree.map(jnp.zeros_like, experts))
-    d_x_MD, d_experts = jax.lax.fori_loop(0, jnp.sum(blocks_E), block, zeros)
-    return d_x_MD, d_experts, None
+    sums = (jnp.zeros_like(x_AD), Experts(*d_experts))
+    d_x_AD, d_experts = jax.lax.fori_loop(0, jnp.sum(blocks_E), block, sums)
+    return d_x_AD, d_experts, None, None
 
 
-_blockwise_swiglu.defvjp(_forward, _backward)
+_looped.defvjp(_forward, _backward)
 
 
 def _one_expert(x_UD: jax.Array, weights: Experts) -> jax.Array:
@@ -138,10 +168,14 @@ def _one_expert(x_UD: jax.Array, weights: Experts) -> jax.Array:
     return _gated(x_UD @ w1_DF, x_UD @ w3_DF) @ w2_FD
 
 
-def _block(x: jax.Array, i: jax.Array | int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, i * BLOCK_ROWS, BLOCK_ROWS, axis=0)
+def _blocks(
+    source_M: jax.Array, blocks_E: jax.Array
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """Returns a function from a block's number to its rows, and the expert of each block."""
+    numbers = jnp.arange(source_M.shape[0] // BLOCK_ROWS)
+    expert_of = jnp.searchsorted(jnp.cumsum(blocks_E), numbers, side="right").astype(jnp.int32)
 
+    def source_of(i):
+        return jax.lax.dynamic_slice_in_dim(source_M, i * BLOCK_ROWS, BLOCK_ROWS)
 
-def _expert_of_block(x_MD: jax.Array, blocks_E: jax.Array) -> jax.Array:
-    blocks = jnp.arange(x_MD.shape[0] // BLOCK_ROWS)
-    return jnp.searchsorted(jnp.cumsum(blocks_E), blocks, side="right").astype(jnp.int32)
+    return source_of, expert_of

@@ -137,16 +137,28 @@ class TopK(_TokenChoice):
         start = jnp.asarray(rank, jnp.int32) * per_rank
         own_SN = jax.lax.dynamic_slice_in_dim(log_gate_SE, start, per_rank, axis=1)
         num_failed_S = jnp.where(is_real_S, self._num_failed(kept_SR, k), 0)
+        is_rescued_S = self._rescued(num_failed_S > 0, priority_SR[:, 0])
+        num_rescued_S = jnp.where(is_rescued_S, num_failed_S, 0)
         own_S = jnp.argmax(own_SN, axis=-1).astype(jnp.int32)
         log_own_S1 = jnp.take_along_axis(own_SN, own_S[:, None], axis=1)
         weight_SR = self._weights(
             jnp.concatenate([log_gate_SR, log_own_S1], axis=1),
-            jnp.concatenate([kept_SR.astype(jnp.int32), num_failed_S[:, None]], axis=1),
+            jnp.concatenate([kept_SR.astype(jnp.int32), num_rescued_S[:, None]], axis=1),
             num_routes,
         )
         local = None
         if self._has_local():
-            local = Local(own_S, weight_SR[:, -1], num_failed_S > 0)
+            local = Local(own_S, weight_SR[:, -1], is_rescued_S)
+        metrics = routing.usage(
+            kept_SR,
+            is_real_S,
+            num_slots=num_experts * capacity,
+            num_choices=k,
+            local=local,
+        )
+        if self.local_capacity(num_tokens) < num_tokens and self._has_local():
+            is_left_S = (num_failed_S > 0) & ~is_rescued_S
+            metrics["intra_rank_overflow"] = routing.share_of(is_left_S, is_real_S)
         return Routes(
             bin_SR=expert_SR,
             slot_SR=slot_SR,
@@ -154,17 +166,15 @@ class TopK(_TokenChoice):
             inner=None,
             local=local,
             losses=self._losses(log_gate_SE, log_z_S, expert_SR[:, :k], is_real_S),
-            metrics=routing.usage(
-                kept_SR,
-                expert_SR[:, 0],
-                is_real_S,
-                num_experts=num_experts,
-                num_slots=num_experts * capacity,
-                num_choices=k,
-                local=local,
-            ),
+            metrics=metrics,
+            chosen_E=routing.count_of(expert_SR[:, 0], is_real_S, num_experts),
             load_E=routing.count_of(expert_SR, kept_SR, num_experts),
         )
+
+    def local_capacity(self, num_tokens: int) -> int:
+        """Returns the tokens of a source rank that its own experts take beside the exchange."""
+        del num_tokens
+        return 0
 
     # What `Rectify` changes.
 
@@ -181,9 +191,14 @@ class TopK(_TokenChoice):
         return jnp.zeros_like(log_gate_SR)
 
     def _num_failed(self, kept_SR, k):
-        """How often an expert of the own rank counts for each token."""
+        """How often an expert of the own rank is to count for each token."""
         del k
         return jnp.zeros(kept_SR.shape[0], jnp.int32)
+
+    def _rescued(self, is_in_need_S, priority_S):
+        """Which tokens get one."""
+        del priority_S
+        return is_in_need_S
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +214,9 @@ class Rectify(TopK):
     Attributes:
       intra_rank: Intra-GPU Rectification. It depends on how many ranks there are: with one it makes
         the router dropless.
+      max_intra_rank: share of a rank's tokens that its own experts take at most, for memory known
+        beforehand; those that come last in `priority` go without and are in the metric
+        "intra_rank_overflow". None for as many as need it.
       fill_in: Fill-in Rectification.
       fill_priority: who fills in first: "candidate_score", the larger gate of the (k+1)-th choice,
         as the equations are restated elsewhere; "top1_score", the larger first gate, as the code.
@@ -208,6 +226,7 @@ class Rectify(TopK):
 
     _: dataclasses.KW_ONLY
     intra_rank: bool = True
+    max_intra_rank: float | None = None
     fill_in: bool = True
     fill_priority: FillPriority = "candidate_score"
     failed_routes: FailedRoutes = "paper"
@@ -215,6 +234,18 @@ class Rectify(TopK):
     def __post_init__(self) -> None:
         super().__post_init__()
         routing.check_options(self, fill_priority=FillPriority, failed_routes=FailedRoutes)
+        if self.max_intra_rank is not None and not 0 < self.max_intra_rank <= 1:
+            raise ValueError(
+                f"Rectify.max_intra_rank = {self.max_intra_rank}: set it to a share of the tokens, "
+                "above 0 and up to 1, to None for no limit, or intra_rank to False for none."
+            )
+
+    def local_capacity(self, num_tokens: int) -> int:
+        """Returns the tokens of a source rank that its own experts take at most."""
+        if not self.intra_rank:
+            return 0
+        share = 1.0 if self.max_intra_rank is None else self.max_intra_rank
+        return routing.capacity(num_tokens, share, least=0, most=num_tokens)
 
     def _num_fill_ins(self) -> int:
         return int(self.fill_in)
@@ -238,6 +269,14 @@ class Rectify(TopK):
         num_wanted = k if self.failed_routes == "paper" else kept_SR.shape[1]
         return jnp.where(num_served_S < k, num_wanted - num_served_S, 0)
 
+    def _rescued(self, is_in_need_S, priority_S):
+        if self.max_intra_rank is None:
+            return is_in_need_S
+        capacity = self.local_capacity(is_in_need_S.shape[0])
+        one_bin_S1 = jnp.zeros((is_in_need_S.shape[0], 1), jnp.int32)
+        slot_S1 = routing.take_slots(one_bin_S1, priority_S[:, None], is_in_need_S, 1, capacity)
+        return slot_S1[:, 0] < capacity
+
 
 @dataclasses.dataclass(frozen=True)
 class Dropless(_TokenChoice):
@@ -255,6 +294,11 @@ class Dropless(_TokenChoice):
         """Returns the routes that num_tokens of a source rank could send to one rank at most."""
         per_rank = routing.experts_each(num_experts, num_ranks, "num_ranks")
         return num_tokens * min(self.k, per_rank)
+
+    def local_capacity(self, num_tokens: int) -> int:
+        """Returns 0: nothing stays with its own rank by rule."""
+        del num_tokens
+        return 0
 
     def __call__(
         self, logits_SE: jax.Array, is_real_S: jax.Array, *, rank: int | jax.Array, num_ranks: int
@@ -281,12 +325,11 @@ class Dropless(_TokenChoice):
             losses=self._losses(log_gate_SE, log_z_S, expert_SR, is_real_S),
             metrics=routing.usage(
                 kept_SR,
-                expert_SR[:, 0],
                 is_real_S,
-                num_experts=num_experts,
                 num_slots=num_ranks * capacity,
                 num_choices=k,
             ),
+            chosen_E=routing.count_of(expert_SR[:, 0], is_real_S, num_experts),
             load_E=routing.count_of(expert_SR, kept_SR, num_experts),
         )
 
@@ -326,6 +369,11 @@ class ExpertChoice:
             num_tokens / num_experts, self.capacity_factor, least=0, most=num_tokens
         )
 
+    def local_capacity(self, num_tokens: int) -> int:
+        """Returns 0: nothing stays with its own rank by rule."""
+        del num_tokens
+        return 0
+
     def __call__(
         self, logits_SE: jax.Array, is_real_S: jax.Array, *, rank: int | jax.Array, num_ranks: int
     ) -> Routes:
@@ -348,11 +396,10 @@ class ExpertChoice:
             losses={},
             metrics=routing.usage(
                 kept_SE,
-                routing.best(log_gate_SE, 1)[:, 0],
                 is_real_S,
-                num_experts=num_experts,
                 num_slots=num_experts * capacity,
                 num_choices=0,
             ),
+            chosen_E=routing.count_of(jnp.argmax(log_gate_SE, axis=-1), is_real_S, num_experts),
             load_E=jnp.sum(kept_SE.astype(jnp.float32), axis=0),
         )

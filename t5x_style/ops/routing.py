@@ -60,6 +60,7 @@ class Routes(NamedTuple):
       local: an expert without travel; None for routers that have none.
       losses: fp32 scalars, means over the real tokens, not multiplied by coefficients.
       metrics: (numerator, denominator) sums over this rank, fp32 scalars.
+      chosen_E: fp32, real tokens whose first choice each expert is, dropped or not.
       load_E: fp32, real tokens with a slot on the way to each expert; `local` does not count.
     """
 
@@ -70,6 +71,7 @@ class Routes(NamedTuple):
     local: Local | None
     losses: dict[str, jax.Array]
     metrics: Metrics
+    chosen_E: jax.Array
     load_E: jax.Array
 
 
@@ -92,6 +94,10 @@ class Router(Protocol):
 
     def capacity(self, num_tokens: int, num_experts: int, *, num_ranks: int = 1) -> int:
         """Returns the slots of one bin for one source rank of num_tokens, padding included."""
+        ...
+
+    def local_capacity(self, num_tokens: int) -> int:
+        """Returns the tokens that one source rank of num_tokens has a local expert for at most."""
         ...
 
     def __call__(
@@ -185,11 +191,11 @@ def take_slots(
       int32 [S, R]; capacity where there was no slot left.
     """
     num_tokens, num_routes = bin_SR.shape
-    choice_SR = jnp.broadcast_to(jnp.arange(num_routes), bin_SR.shape)
     # Padding goes to a bin behind the last.
-    bins = jnp.where(is_real_S[:, None], bin_SR, num_bins).ravel()
-    keys = (-jax.lax.stop_gradient(priority_SR).ravel(), choice_SR.ravel(), bins)
-    order = jnp.lexsort(keys)
+    bins_SR = jnp.where(is_real_S[:, None], bin_SR, num_bins)
+    bins = bins_SR.ravel()
+    bin_and_choice = (bins_SR * num_routes + jnp.arange(num_routes)).ravel()
+    order = jnp.lexsort((-jax.lax.stop_gradient(priority_SR).ravel(), bin_and_choice))
     sorted_bins = bins[order]
     ahead = jnp.arange(num_tokens * num_routes)
     is_first = jnp.diff(sorted_bins, prepend=-1) != 0
@@ -228,8 +234,9 @@ def shares(log_gate_SR: jax.Array, count_SR: jax.Array, *, renormalize: bool) ->
 def count_of(index_SR: jax.Array, counted_SR: jax.Array, length: int) -> jax.Array:
     """Returns how often each number from 0 to length - 1 occurs where counted: fp32 [length]."""
     # Comparisons that fuse into the sum, where a scatter would queue up at the busy numbers.
-    is_hit = (index_SR[..., None] == jnp.arange(length)) & counted_SR[..., None]
-    return jnp.sum(is_hit.astype(jnp.float32), axis=tuple(range(index_SR.ndim)))
+    counted_SR = jnp.broadcast_to(counted_SR, index_SR.shape)
+    is_hit = (jnp.arange(length)[:, None] == index_SR.ravel()) & counted_SR.ravel()
+    return jnp.sum(is_hit.astype(jnp.float32), axis=1)
 
 
 def mean_of_real(x_S: jax.Array, is_real_S: jax.Array) -> jax.Array:
@@ -251,10 +258,8 @@ def balance_loss(log_gate_SE: jax.Array, expert_SR: jax.Array, is_real_S: jax.Ar
 
 def usage(
     kept_SR: jax.Array,
-    first_S: jax.Array,
     is_real_S: jax.Array,
     *,
-    num_experts: int,
     num_slots: int,
     num_choices: int,
     local: Local | None = None,
@@ -263,36 +268,51 @@ def usage(
 
     Args:
       kept_SR: bool, routes with a slot; those after num_choices are fill-ins.
-      first_S: the expert that each token chose first, dropped or not.
       is_real_S: tokens that count.
-      num_experts: E.
       num_slots: of all bins of this source rank.
       num_choices: leading routes that are choices of the token, in order; 0 if experts choose.
       local: experts beside the exchange.
     """
 
-    def total(x):
-        return jnp.sum(x.astype(jnp.float32))
-
     kept_SR = kept_SR & is_real_S[:, None]
-    num_real = total(is_real_S)
+    num_real = _total(is_real_S)
     is_routed_S = jnp.any(kept_SR, axis=-1)
     is_rescued_S = jnp.zeros_like(is_real_S) if local is None else local.needed_S & is_real_S
     is_filled_in_S = jnp.any(kept_SR[:, num_choices:], axis=-1) & (num_choices > 0)
-    count_E = jnp.sort(count_of(first_S, is_real_S, num_experts))
-    # The busiest and the idlest fifth.
-    fifth = max(1, num_experts // 5)
     metrics = {
-        f"overflow_choice_{r + 1}": (num_real - total(kept_SR[:, r]), num_real)
+        f"overflow_choice_{r + 1}": (num_real - _total(kept_SR[:, r]), num_real)
         for r in range(num_choices)
     }
     return metrics | {
-        "unrouted": (num_real - total(is_routed_S), num_real),
-        "served": (total(is_routed_S | is_rescued_S), num_real),
-        "intra_rank_served": (total(is_rescued_S), num_real),
-        "fill_in_served": (total(is_filled_in_S), num_real),
-        "slots_filled": (total(kept_SR), jnp.float32(num_slots)),
-        "dead_experts": (total(count_E == 0), jnp.float32(num_experts)),
-        "busiest_share": (jnp.sum(count_E[-fifth:]), num_real),
-        "idlest_share": (jnp.sum(count_E[:fifth]), num_real),
+        "unrouted": (num_real - _total(is_routed_S), num_real),
+        "served": share_of(is_routed_S | is_rescued_S, is_real_S),
+        "intra_rank_served": share_of(is_rescued_S, is_real_S),
+        "fill_in_served": share_of(is_filled_in_S, is_real_S),
+        "slots_filled": (_total(kept_SR), jnp.float32(num_slots)),
+    }
+
+
+def share_of(is_so_S: jax.Array, is_real_S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns how many real tokens are so, and how many there are: fp32."""
+    return _total(is_so_S & is_real_S), _total(is_real_S)
+
+
+def _total(x: jax.Array) -> jax.Array:
+    return jnp.sum(x.astype(jnp.float32))
+
+
+def spread(chosen_E: jax.Array) -> Metrics:
+    """Returns how evenly tokens choose, as (numerator, denominator).
+
+    That is the share of experts which none chose first, and the shares of tokens on the busiest and
+    on the idlest fifth of the experts. To be told of all ranks together.
+    """
+    num_experts, num_real = chosen_E.shape[0], jnp.sum(chosen_E)
+    fifth = max(1, num_experts // 5)
+    sorted_E = jnp.sort(chosen_E)
+    is_dead_E = jnp.where(num_real > 0, sorted_E == 0, False)
+    return {
+        "dead_experts": (_total(is_dead_E), jnp.float32(num_experts)),
+        "busiest_share": (jnp.sum(sorted_E[-fifth:]), num_real),
+        "idlest_share": (jnp.sum(sorted_E[:fifth]), num_real),
     }

@@ -1,4 +1,8 @@
-"""Taking rows of an array by number, with a gradient that takes rows too."""
+"""Taking rows of an array by number, with gradients that take rows too.
+
+The gradient of taking rows, left to itself, adds each row to where it came from, which is slow on
+every platform. Here it is told where each row went, and takes it from there.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +10,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def take_rows(x_AD: jax.Array, index_B: jax.Array, inverse_AR: jax.Array) -> jax.Array:
-    """Returns `x[index]`; rows of zeros where the index is A.
-
-    The gradient by itself would add rows to where they came from, which is slow on every platform;
-    given where each row went, it is a gather and a sum over the R places.
+    """Returns `taken(x, index)`.
 
     Args:
       x_AD: [A, D].
@@ -20,23 +21,63 @@ def take_rows(x_AD: jax.Array, index_B: jax.Array, inverse_AR: jax.Array) -> jax
     Returns:
       [B, D].
     """
-    return _taken(x_AD, index_B)
+    return taken(x_AD, index_B)
 
 
-def _taken(x, index):
+def taken(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns `x[index]`; zeros where the index is beyond the last row."""
     return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
-def _forward(x_AD, index_B, inverse_AR):
-    return _taken(x_AD, index_B), inverse_AR
+def _take_forward(x_AD, index_B, inverse_AR):
+    return taken(x_AD, index_B), inverse_AR
 
 
-def _backward(inverse_AR, d_y_BD):
+def _take_backward(inverse_AR, d_y_BD):
     if inverse_AR.shape[1] == 1:
-        return _taken(d_y_BD, inverse_AR[:, 0]), None, None
-    wide = jnp.promote_types(d_y_BD.dtype, jnp.float32)
-    d_x_AD = jnp.sum(_taken(d_y_BD, inverse_AR), axis=1, dtype=wide)
+        return taken(d_y_BD, inverse_AR[:, 0]), None, None
+    d_x_AD = jnp.sum(taken(d_y_BD, inverse_AR), axis=1, dtype=_wide(d_y_BD))
     return d_x_AD.astype(d_y_BD.dtype), None, None
 
 
-take_rows.defvjp(_forward, _backward)
+take_rows.defvjp(_take_forward, _take_backward)
+
+
+@jax.custom_vjp
+def combine_rows(
+    x_AD: jax.Array, weight_BR: jax.Array, index_BR: jax.Array, inverse_A: jax.Array
+) -> jax.Array:
+    """Returns `sum_r weight[:, r] * taken(x, index[:, r])`.
+
+    Args:
+      x_AD: [A, D].
+      weight_BR: [B, R].
+      index_BR: int32 [B, R] from 0 to A; no row is taken twice.
+      inverse_A: int32 [A], the number in `index_BR.ravel()` that takes each row; B * R for none.
+
+    Returns:
+      [B, D] in fp32 at least.
+    """
+    wide = _wide(x_AD)
+    return jnp.sum(taken(x_AD, index_BR).astype(wide) * weight_BR[..., None].astype(wide), axis=1)
+
+
+def _combine_forward(x_AD, weight_BR, index_BR, inverse_A):
+    residuals = (x_AD, weight_BR, index_BR, inverse_A)
+    return combine_rows(*residuals), residuals
+
+
+def _combine_backward(residuals, d_y_BD):
+    x_AD, weight_BR, index_BR, inverse_A = residuals
+    d_taken_AD = taken(d_y_BD, inverse_A // weight_BR.shape[1])
+    weight_A = taken(weight_BR.ravel(), inverse_A).astype(d_y_BD.dtype)
+    d_x_AD = (weight_A[:, None] * d_taken_AD).astype(x_AD.dtype)
+    d_weight_A = jnp.sum(d_taken_AD * x_AD.astype(d_y_BD.dtype), axis=1)
+    return d_x_AD, taken(d_weight_A, index_BR).astype(weight_BR.dtype), None, None
+
+
+combine_rows.defvjp(_combine_forward, _combine_backward)
+
+
+def _wide(x: jax.Array):
+    return jnp.promote_types(x.dtype, jnp.float32)

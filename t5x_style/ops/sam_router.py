@@ -93,6 +93,11 @@ class Sam:
             tokens_each, self.capacity_factor, least=self.min_capacity, most=num_tokens
         )
 
+    def local_capacity(self, num_tokens: int) -> int:
+        """Returns 0: nothing stays with its own rank by rule."""
+        del num_tokens
+        return 0
+
     def __call__(
         self, logits_SE: jax.Array, is_real_S: jax.Array, *, rank: int | jax.Array, num_ranks: int
     ) -> Routes:
@@ -130,9 +135,7 @@ class Sam:
         }
         metrics = routing.usage(
             kept_SR,
-            expert_SK[:, 0],
             is_real_S,
-            num_experts=num_experts,
             num_slots=num_groups * capacity,
             num_choices=1,
         )
@@ -150,6 +153,7 @@ class Sam:
             local=None,
             losses=losses,
             metrics=metrics,
+            chosen_E=routing.count_of(expert_SK[:, 0], is_real_S, num_experts),
             load_E=routing.count_of(expert_SK, kept_SR, num_experts),
         )
 

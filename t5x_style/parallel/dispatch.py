@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from t5x_style.ops.experts import Experts, buffered_experts, chosen_experts
 from t5x_style.ops.routing import Inner, Local, Routes
-from t5x_style.ops.rows import take_rows
+from t5x_style.ops.rows import combine_rows, take_rows
 from t5x_style.parallel.rules import constrain
 
 # Buffers by source rank (replicas, ranks, pieces, bins, ...), and by bin (bins, pieces, replicas,
@@ -125,6 +125,7 @@ def through_experts(
     *,
     num_bins: int,
     capacity: int,
+    local_capacity: int,
 ) -> jax.Array:
     """Returns what the experts make of each token, weighted as its routes say.
 
@@ -135,11 +136,12 @@ def through_experts(
       exchange: how buffers travel.
       num_bins: B, of all ranks together.
       capacity: C.
+      local_capacity: tokens of one source rank that `routes.local` is for at most.
 
     Returns:
       [P, S, D], dtype of x; zeros for a token that no expert took.
     """
-    num_sources, num_tokens, _ = x_PSD.shape
+    num_sources = x_PSD.shape[0]
     num_routes, num_places = routes.bin_SR.shape[-1], num_bins * capacity
     is_served = routes.slot_SR < capacity
     place_PSR = jnp.where(is_served, routes.bin_SR * capacity + routes.slot_SR, num_places)
@@ -151,6 +153,10 @@ def through_experts(
         taken = taken.reshape(num_sources, num_bins, capacity, *taken.shape[2:])
         return exchange.to_bins(taken)
 
+    y_local = None
+    if routes.local is not None:
+        max_served = num_sources * local_capacity
+        y_local, experts = _local_experts(x_PSD, routes.local, experts, exchange, max_served)
     x_bXD = sent(x_PSD, route_PN // num_routes, place_PSR)
     if routes.inner is None:
         y_bXD = buffered_experts(x_bXD, experts)
@@ -158,13 +164,9 @@ def through_experts(
         of_routes = place_PSR.reshape(num_sources, -1, 1)
         y_bXD = _inner_experts(x_bXD, routes.inner, experts, route_PN, of_routes, sent)
     back_PND = exchange.to_ranks(y_bXD).reshape(num_sources, num_places, -1)
-    back_PND = jax.vmap(take_rows)(
-        back_PND, place_PSR.reshape(num_sources, -1), route_PN[..., None]
-    )
-    back_PSRD = back_PND.reshape(num_sources, num_tokens, num_routes, -1)
-    y_PSD = _weighted(back_PSRD, routes.weight_SR)
-    if routes.local is not None:
-        y_PSD = y_PSD + _local_experts(x_PSD, routes.local, experts, exchange)
+    y_PSD = jax.vmap(combine_rows)(back_PND, routes.weight_SR, place_PSR, route_PN)
+    if y_local is not None:
+        y_PSD = y_PSD + y_local
     return y_PSD.astype(x_PSD.dtype)
 
 
@@ -181,23 +183,26 @@ def _inner_experts(x_bXD, inner: Inner, experts: Experts, route_PN, place_PN1, s
     named_bXK = sent((expert_PNK + 1).astype(jnp.float32), route_PN, place_PN1).astype(jnp.int32)
     first_b11 = per_bin * jnp.arange(bins)[:, None, None]
     expert_bXK = jnp.where(named_bXK > 0, first_b11 + named_bXK - 1, bins * per_bin)
-    y_NKD = chosen_experts(
+    y_NKD, _ = chosen_experts(
         x_bXD.reshape(bins * places, -1), expert_bXK.reshape(bins * places, chosen), experts
     )
     y_bXKD = y_NKD.reshape(bins, places, chosen, -1)
     return _weighted(y_bXKD, weight_bXK).astype(x_bXD.dtype)
 
 
-def _local_experts(x_PSD, local: Local, experts: Experts, exchange: Exchange):
-    """One more expert of the token's own rank: nothing is sent."""
+def _local_experts(x_PSD, local: Local, experts: Experts, exchange: Exchange, max_served: int):
+    """One more expert of the token's own rank: nothing is sent. Returns the weights as well."""
     num_sources, num_tokens, dim = x_PSD.shape
     held = experts.w1_EDF.shape[0]
     expert_PS = local.expert_S
     if isinstance(exchange, Everywhere):
         expert_PS = expert_PS + (held // exchange.num_ranks) * exchange.rank()[:, None]
     expert_N1 = jnp.where(local.needed_S, expert_PS, held).reshape(-1, 1)
-    y_N1D = chosen_experts(x_PSD.reshape(-1, dim), expert_N1, experts)
-    return _weighted(y_N1D.reshape(num_sources, num_tokens, 1, dim), local.weight_S[..., None])
+    y_N1D, experts = chosen_experts(
+        x_PSD.reshape(-1, dim), expert_N1, experts, max_served=max_served
+    )
+    y_PS1D = y_N1D.reshape(num_sources, num_tokens, 1, dim)
+    return _weighted(y_PS1D, local.weight_S[..., None]), experts
 
 
 def _weighted(y_RD: jax.Array, weight_R: jax.Array) -> jax.Array:

@@ -26,9 +26,11 @@ def report(
     vocabulary: Folders | None = None,
     tasks: Folders | None = None,
     runs: Folders | None = None,
+    mixtures: Folders | None = None,
     evaluation: Folders | None = None,
     samples: Folders | None = None,
     needle: Folders | None = None,
+    router_study: Folders | None = None,
     required: Sequence[str] = (),
 ) -> None:
     """Writes report.html, which needs nothing beside it.
@@ -43,9 +45,11 @@ def report(
       title: heading of the page.
       crawl, curate, vocabulary, tasks: output folders of these stages.
       runs: run folders of training, in order; their names are the names of the phases.
+      mixtures: run folders of trainings beside these, of models that are mixtures of experts.
       evaluation: output folders of evaluate.
       samples: output folders of generate.
       needle: output folders of needle.
+      router_study: the tables of router_study, the folder `table` in its output.
       required: names of the arguments above that must be there.
 
     Raises:
@@ -57,9 +61,11 @@ def report(
         "vocabulary": vocabulary,
         "tasks": tasks,
         "runs": runs,
+        "mixtures": mixtures,
         "evaluation": evaluation,
         "samples": samples,
         "needle": needle,
+        "router_study": router_study,
     }
     if unknown := sorted(set(required) - set(arguments)):
         raise ValueError(f"report.required names {unknown}; it may name {', '.join(arguments)}")

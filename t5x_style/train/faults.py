@@ -139,7 +139,7 @@ class SkipGuard:
         self._limit = limit
         self._in_a_row = 0
 
-    def check(self, step: int, pairs: Mapping[str, tuple[float, float]]) -> None:
+    def check(self, step: int, pairs: Mapping[str, tuple[Any, Any]]) -> None:
         """Takes the metrics of a step.
 
         Raises:

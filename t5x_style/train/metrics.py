@@ -18,32 +18,41 @@ Pairs = Mapping[str, tuple[Any, Any]]
 
 
 class PairSums:
-    """Running sums of (numerator, denominator) pairs, in float64 on the host."""
+    """Running sums of (numerator, denominator) pairs, in float64 on the host.
+
+    A numerator may be an array; each of its entries is then a metric, `NAME/INDEX/INDEX`.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
+        self._sums: dict[str, tuple[np.ndarray, float]] = {}
 
     def add(self, pairs: Pairs) -> None:
         """Adds a step's pairs."""
         for name, (numerator, denominator) in pairs.items():
             before = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = (before[0] + float(numerator), before[1] + float(denominator))
+            total = before[0] + np.asarray(numerator, np.float64)
+            self._sums[name] = (total, before[1] + float(denominator))
 
     def numerator(self, name: str) -> float:
         """Returns the sum of a metric's numerators, 0 if it was never added."""
-        return self._sums.get(name, (0.0, 0.0))[0]
+        return float(self._sums.get(name, (0.0, 0.0))[0])
 
     def means(self) -> dict[str, float]:
         """Returns the ratio of each metric; one whose denominators sum to 0 is left out."""
-        return {name: n / d for name, (n, d) in sorted(self._sums.items()) if d != 0}
+        return {
+            "/".join([name, *map(str, index)]): float(entry / denominator)
+            for name, (numerator, denominator) in sorted(self._sums.items())
+            if denominator != 0
+            for index, entry in np.ndenumerate(numerator)
+        }
 
-    def state(self) -> dict[str, list[float]]:
+    def state(self) -> dict[str, list[Any]]:
         """Returns the sums as JSON values."""
-        return {name: list(pair) for name, pair in self._sums.items()}
+        return {name: [np.asarray(n).tolist(), d] for name, (n, d) in self._sums.items()}
 
-    def restore(self, state: Mapping[str, Sequence[float]]) -> None:
+    def restore(self, state: Mapping[str, Sequence[Any]]) -> None:
         """Goes on from sums that `state` returned."""
-        self._sums = {name: (pair[0], pair[1]) for name, pair in state.items()}
+        self._sums = {name: (np.asarray(n, np.float64), d) for name, (n, d) in state.items()}
 
 
 class MetricLog:
@@ -65,7 +74,7 @@ class MetricLog:
         every_steps: int,
         flops_per_token: Callable[[float | None], float],
         peak_flops_per_sec: float | None = None,
-        on_step: Callable[[int, dict[str, tuple[float, float]]], None] | None = None,
+        on_step: Callable[[int, Pairs], None] | None = None,
     ):
         self._writers = writers
         self._every_steps = every_steps
@@ -98,12 +107,10 @@ class MetricLog:
         if self._pending is None:
             return
         (step, pairs), self._pending = self._pending, None
-        numbers = {
-            name: (float(pair[0]), float(pair[1])) for name, pair in jax.device_get(pairs).items()
-        }
+        numbers = jax.device_get(pairs)
         self._tick()
         self._window.add(numbers)
-        num_tokens = numbers.get("filled_slots", (0.0, 0.0))[0]
+        num_tokens = float(numbers.get("filled_slots", (0.0, 0.0))[0])
         self._num_tokens += num_tokens
         self._window_tokens += num_tokens
         if self._on_step is not None:

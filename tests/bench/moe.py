@@ -1,11 +1,15 @@
 """A layer of experts by router, tokens and experts, and dispatch by one-hot products beside it.
 
-    python -m tests.bench.moe [--tokens=1024,4096] [--experts=8,32] [--rounds=5]
+    python -m tests.bench.moe [--tokens=1024,4096] [--experts=8,32] [--skews=0,0.1,0.2] [--rounds=5]
 
-One device that plays as many ranks as there are experts, fp32, model width 256, experts of 512,
-forward and backward. `one-hot` sends the same top-1 routes by products with a [tokens, experts,
-capacity] tensor. `ratio` is top-1's median time over that of the row; beside it the share of tokens
-that no expert took, and that the token's own rank rescued. Calls of all rows alternate.
+One device that plays as many ranks as there are experts, fp32, forward and backward, the model as
+wide as --dim and the experts as --inner. `one-hot` sends the same top-1 routes by products with a
+[tokens, experts, capacity] tensor. `ratio` is top-1's median time over that of the row; beside it
+the share of tokens that no expert took, and that the token's own rank rescued. Calls of all rows
+alternate.
+
+Of the tokens, `skew` choose expert 0 and the others all experts equally: at 0 every rank's load is
+balanced and nothing is dropped. "random" is what a router makes of random tokens.
 """
 
 import argparse
@@ -24,7 +28,6 @@ from t5x_style.models.moe import COLLECTION, MoE, collected
 from t5x_style.ops.experts import Experts, buffered_experts
 from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, Sam, TopK
 
-DIM, INNER = 256, 512
 ROUTERS = {
     "top-1": TopK(),
     "top-1 + IR": Rectify(fill_in=False),
@@ -38,11 +41,14 @@ ROUTERS = {
 }
 
 
-def _config(router, num_experts: int) -> TransformerConfig:
+ONE_HOT = "one-hot top-1"
+
+
+def _config(router, num_experts: int, dim: int, inner: int) -> TransformerConfig:
     # SAM's groups hold four experts each.
     num_ranks = num_experts // 4 if isinstance(router, Sam) else num_experts
     return TransformerConfig(
-        embed_dim=DIM, mlp_dim=INNER, moe=MoEConfig(num_experts, router, num_ranks=num_ranks)
+        embed_dim=dim, mlp_dim=inner, moe=MoEConfig(num_experts, router, num_ranks=num_ranks)
     )
 
 
@@ -61,7 +67,7 @@ def _layer(config, params, x):
 
 def _one_hot(router, num_experts, params, x):
     """The same routes and experts; buffers by products with masks of every place."""
-    tokens_PSD = x.reshape(num_experts, -1, DIM)
+    tokens_PSD = x.reshape(num_experts, -1, x.shape[-1])
     logits_PSE = tokens_PSD @ params["router"]
     num_tokens = tokens_PSD.shape[1]
     capacity = router.capacity(num_tokens, num_experts, num_ranks=num_experts)
@@ -75,7 +81,7 @@ def _one_hot(router, num_experts, params, x):
     )
     sent_EPCD = jnp.einsum("psrec,psd->epcd", mask_PSREC, tokens_PSD)
     experts = Experts(params["w1"], params["w3"], params["w2"])
-    made = buffered_experts(sent_EPCD.reshape(num_experts, -1, DIM), experts)
+    made = buffered_experts(sent_EPCD.reshape(num_experts, -1, x.shape[-1]), experts)
     weighted_PSREC = mask_PSREC * routes.weight_SR[..., None, None]
     y = jnp.einsum("psrec,epcd->psd", weighted_PSREC, made.reshape(sent_EPCD.shape))
     return y.reshape(x.shape), {}
@@ -86,47 +92,71 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", default="1024,4096")
     parser.add_argument("--experts", default="8,32")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--inner", type=int, default=1408)
+    parser.add_argument("--skews", default="random,0,0.1,0.2")
+    parser.add_argument("--routers", default=",".join([*ROUTERS, ONE_HOT]))
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
     for num_experts in map(int, flags.experts.split(",")):
         for num_tokens in map(int, flags.tokens.split(",")):
-            _compare(num_experts, num_tokens, flags.rounds)
+            for skew in flags.skews.split(","):
+                _compare(num_experts, num_tokens, skew, flags)
 
 
-def _compare(num_experts: int, num_tokens: int, rounds: int) -> None:
+def _tokens(num_experts: int, num_tokens: int, skew: str, router_DE) -> jax.Array:
+    """Tokens, one row for each rank; each chooses its expert by a wide margin unless random."""
     rng = np.random.default_rng(0)
-    # One row for each rank of the largest number of them.
-    x, d_y = (
-        jnp.asarray(rng.normal(size=(num_experts, num_tokens // num_experts, DIM)), jnp.float32)
-        for _ in range(2)
-    )
+    length = num_tokens // num_experts
+    x = rng.normal(size=(num_experts, length, router_DE.shape[0]))
+    if skew != "random":
+        chosen = np.arange(length) % num_experts
+        chosen[: round(float(skew) * length)] = 0
+        directions = np.linalg.pinv(np.float64(router_DE))  # each scores its own expert only
+        x = 0.1 * x + 5 * directions[rng.permuted(np.tile(chosen, (num_experts, 1)), axis=1)]
+    return jnp.asarray(x, jnp.float32)
+
+
+def _compare(num_experts: int, num_tokens: int, skew: str, flags) -> None:
+    rng = np.random.default_rng(1)
+    shape = (num_experts, num_tokens // num_experts, flags.dim)
+    d_y = jnp.asarray(rng.normal(size=shape), jnp.float32)
     layers, served, times = {}, {}, {}
-    for name, router in ROUTERS.items():
-        config = _config(router, num_experts)
-        params = nn.unbox(MoE(config).init(jax.random.key(0), x, None, 1)["params"])
-        layers[name] = functools.partial(_layer, config), params
-    layers["one-hot top-1"] = functools.partial(_one_hot, TopK(), num_experts), layers["top-1"][1]
+    for name in flags.routers.split(","):
+        router = TopK() if name == ONE_HOT else ROUTERS[name]
+        config = _config(router, num_experts, flags.dim, flags.inner)
+        params = nn.unbox(MoE(config).init(jax.random.key(0), d_y, None, 1)["params"])
+        layer = functools.partial(_layer, config)
+        if name == ONE_HOT:
+            layer = functools.partial(_one_hot, router, num_experts)
+        layers[name] = layer, params
+    x = _tokens(num_experts, num_tokens, skew, layers["top-1"][1]["router"])
     for name, (layer, params) in layers.items():
         run = jax.jit(functools.partial(_gradient, layer))
         _, metrics = jax.block_until_ready(run(params, x, d_y))
-        served[name] = {key: float(n / d) for key, (n, d) in metrics.items()}
+        served[name] = {key: float(n / d) for key, (n, d) in metrics.items() if not n.shape}
         layers[name], times[name] = (run, params), []
-    for number in range(rounds):
+    for number in range(flags.rounds):
         for name, (run, params) in sorted(layers.items(), reverse=bool(number % 2)):
             start_secs = time.perf_counter()
             jax.block_until_ready(run(params, x, d_y))
             times[name].append(time.perf_counter() - start_secs)
     medians = {name: statistics.median(secs) for name, secs in times.items()}
     print(
-        f"{num_tokens} tokens, {num_experts} experts: {'ms':>9} {'ratio':>6} {'none':>6} {'IR':>6}"
+        f"{num_tokens} tokens, {num_experts} experts, skew {skew}: "
+        f"{'ms':>9} {'least':>9} {'ratio':>6} {'none':>6} {'IR':>6}"
     )
     for name, secs in medians.items():
         shares = served[name]
         none = 1 - shares.get("moe/served", float("nan"))
         rescued = shares.get("moe/intra_rank_served", 0.0)
         ratio = medians["top-1"] / secs
-        print(f"  {name:24} {1e3 * secs:9.1f} {ratio:6.2f} {none:6.1%} {rescued:6.1%}", flush=True)
+        least = 1e3 * min(times[name])
+        print(
+            f"  {name:24} {1e3 * secs:9.1f} {least:9.1f} {ratio:6.2f} {none:6.1%} {rescued:6.1%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

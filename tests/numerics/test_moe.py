@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from t5x_style.infer import decode
 from t5x_style.infer.sampler import Sampler
 from t5x_style.models import transformer
 from t5x_style.models.config import MoEConfig, TransformerConfig
@@ -35,6 +36,7 @@ ROUTERS = {
     "top2": TopK(k=2),
     "rectify1": Rectify(capacity_factor=0.5),
     "rectify2": Rectify(k=2),
+    "rectify_bounded": Rectify(capacity_factor=0.5, max_intra_rank=0.25),
     "sam": Sam(k=2),
     "dropless": Dropless(k=2),
     "expert_choice": ExpertChoice(),
@@ -130,6 +132,38 @@ def test_an_upcycled_model_says_what_the_dense_one_does(name):
     assert TransformerConfig.from_dict(config.to_dict()) == config
 
 
+def test_neither_padding_nor_rows_that_have_ended_take_experts_from_prompts():
+    moe = MoEConfig(EXPERTS, TopK(capacity_factor=10 * EXPERTS / 16, priority="index"), num_ranks=1)
+    config, params = upcycled(dense()[0], CONFIG, moe, jax.random.key(2))
+    params = transformer.unstack_layers(params, config)
+    for i in (1, 3):
+        params[f"layers_{i}"]["moe"]["router"] *= 0  # all tokens to expert 0, which has 10 places
+    ample = dataclasses.replace(config, moe=dataclasses.replace(moe, router=Dropless()))
+    prompts = decode.Prompts(
+        tokens_BP=jnp.array([[0] * 6 + [5, 6], [7, 8, 9, 10, 11, 12, 13, 14]], jnp.int32),
+        num_tokens_B=jnp.array([2, 8]),
+        rope_bases_B=jnp.full(2, config.rope_base),
+        limits_B=jnp.array([1, 1]),
+        keys_B=jax.random.split(jax.random.key(0), 2),
+        stop_ids=jnp.array([0]),
+    )
+
+    def prefilled(config):
+        return decode.prefill(params, prompts, config=config, num_new_slots=1)
+
+    def next_hidden(config, is_alive):
+        tokens, slot = jnp.array([3, 4], jnp.int32), jnp.int32(8)
+        caches, alive = prefilled(ample)[1], jnp.array(is_alive)
+        return decode.decode_token(params, prompts, tokens, slot, caches, alive, config=config)[0]
+
+    np.testing.assert_allclose(prefilled(config)[0], prefilled(ample)[0], atol=1e-6)
+    tight = dataclasses.replace(moe, router=TopK(capacity_factor=0.1, priority="index"))
+    tight = dataclasses.replace(config, moe=tight)
+    wanted = next_hidden(ample, [True, True])[1]
+    np.testing.assert_allclose(next_hidden(tight, [False, True])[1], wanted, atol=1e-6)
+    assert np.abs(next_hidden(tight, [True, True])[1] - wanted).max() > 1e-3
+
+
 def test_tokens_without_a_place_are_left_out_where_nothing_rectifies():
     params, tokens = dense()
     config, experts = upcycled(
@@ -187,7 +221,8 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(name):
     (other, others), found = gradient(unrolled, transformer.unstack_layers(params, config))
     assert float(other) == pytest.approx(float(loss), rel=1e-6)
     for metric, pair in metrics.items():
-        np.testing.assert_allclose(others[metric], pair, rtol=1e-5, err_msg=metric)
+        for a, b in zip(others[metric], pair, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=metric)
     found = transformer.stack_layers(found, config)
     remat = dataclasses.replace(config, remat="full")
     for gradients in (found, gradient(remat, params)[1]):
@@ -205,4 +240,9 @@ def test_losses_of_routers_reach_the_objective():
     total, num = metrics["moe/balance_loss"]
     assert num == 2  # layers with experts
     assert float((with_loss - without) / weight) == pytest.approx(0.5 * float(total), rel=1e-4)
+    load, num_tokens = metrics["moe/load"]
+    chosen, _ = metrics["moe/chosen"]
+    assert load.shape == chosen.shape == (2, EXPERTS)
+    assert (load <= chosen).all()
+    np.testing.assert_array_equal(chosen.sum(1), [num_tokens, num_tokens])
     assert collected({})[1] == {}

@@ -7,7 +7,7 @@ import pytest
 
 from t5x_style.ops import experts
 from t5x_style.ops.experts import Experts
-from t5x_style.ops.rows import take_rows
+from t5x_style.ops.rows import combine_rows, take_rows
 
 NUM_EXPERTS, DIM, INNER = 5, 6, 8
 
@@ -49,20 +49,38 @@ def test_each_row_is_what_its_experts_make_of_it(num_rows, copies, chosen):
 
     with jax.enable_x64(True):
         args = jax.tree.map(jnp.asarray, (x, weights))
-        found, pull = jax.vjp(lambda x, w: experts.chosen_experts(x, expert, w), *args)
+        found, pull = jax.vjp(lambda x, w: experts.chosen_experts(x, expert, w)[0], *args)
         np.testing.assert_allclose(found, wanted, atol=1e-12)
         gradients, expected = pull(jnp.asarray(d_y)), jax.vjp(by_formula, *args)[1](d_y)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+def test_gradients_of_both_uses_of_the_weights_are_summed():
+    x, weights, expert, d_y = arrays(50, 1)
+    args = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (x, weights))
+
+    def threaded(x, w):
+        y, w = experts.chosen_experts(x, expert, w, max_served=50)
+        return y, experts.buffered_experts(x.reshape(NUM_EXPERTS, 10, DIM), w)
+
+    def apart(x, w):
+        y, _ = experts.chosen_experts(x, expert, w)
+        return y, experts.buffered_experts(x.reshape(NUM_EXPERTS, 10, DIM), w)
+
+    d_out = (jnp.float32(d_y), jnp.float32(d_y.reshape(NUM_EXPERTS, 10, DIM)))
+    found, wanted = (jax.vjp(f, *args)[1](d_out) for f in (threaded, apart))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_other_platforms_products_say_the_same(monkeypatch):
     x, weights, expert, _ = arrays(100, 2)
     args = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (x, weights))
-    blockwise = experts.chosen_experts(args[0], expert, args[1])
+    blockwise = experts.chosen_experts(args[0], expert, args[1])[0]
     monkeypatch.setattr(experts, "platform", lambda: "gpu")
     np.testing.assert_allclose(
-        experts.chosen_experts(args[0], expert, args[1]), blockwise, atol=1e-5
+        experts.chosen_experts(args[0], expert, args[1])[0], blockwise, atol=1e-5
     )
 
 
@@ -74,3 +92,20 @@ def test_rows_are_taken_and_their_gradients_brought_back():
     plain = jax.vjp(lambda x: jnp.take(x, index, axis=0, mode="fill", fill_value=0), x)[1]
     d_y = jnp.arange(8.0).reshape(4, 2) + 1
     np.testing.assert_array_equal(pull(d_y)[0], plain(d_y)[0])
+
+
+def test_rows_are_combined_and_their_gradients_brought_back():
+    rng = np.random.default_rng(0)
+    # Row 3 is taken by nobody; the second place of row 1, and both of row 2, are empty.
+    index, inverse = jnp.array([[2, 0], [4, 5], [5, 5], [1, 5]]), jnp.array([1, 6, 0, 8, 2])
+    x, d_y = (jnp.asarray(rng.normal(size=(n, 3)), jnp.float32) for n in (5, 4))
+    weight = jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+
+    def plain(x, weight):
+        rows = jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+        return jnp.einsum("brd,br->bd", rows, weight)
+
+    found, pull = jax.vjp(lambda x, w: combine_rows(x, w, index, inverse), x, weight)
+    wanted, plain_pull = jax.vjp(plain, x, weight)
+    for a, b in zip((found, *pull(d_y)), (wanted, *plain_pull(d_y)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_style.ops import routers, routing
+from t5x_style.ops import routers
 
 NUM_TOKENS, NUM_EXPERTS, NUM_RANKS = 40, 8, 4
 PER_RANK = NUM_EXPERTS // NUM_RANKS
@@ -416,6 +416,7 @@ def test_equal_logits_go_to_the_lower_expert_and_the_earlier_token():
         lambda: routers.TopK(k=0),
         lambda: routers.TopK(priority="random"),
         lambda: routers.Rectify(fill_priority="best"),
+        lambda: routers.Rectify(max_intra_rank=0.0),
         lambda: routers.Sam(combine="sum"),
         lambda: routers.Sam(num_groups=3).num_bins(8),
         lambda: routers.TopK().num_bins(8, num_ranks=3),
@@ -440,6 +441,26 @@ def test_all_to_one_needs_exactly_the_rest_locally():
     assert rates(routes)["unrouted"] == 1 - capacity / NUM_TOKENS
     # Gates of about 1e-22 still give whole factors.
     np.testing.assert_allclose(routes.local.weight_S, routes.local.needed_S, rtol=1e-5)
+
+
+@pytest.mark.parametrize("priority", ["gate", "index"])
+def test_a_bound_on_local_experts_leaves_the_last_without(priority):
+    logits, is_real = draw(4)
+    all_of_them = run(routers.Rectify(k=2, capacity_factor=0.5, priority=priority), logits, is_real)
+    router = routers.Rectify(k=2, capacity_factor=0.5, priority=priority, max_intra_rank=0.25)
+    routes = run(router, logits, is_real)
+    capacity = router.local_capacity(NUM_TOKENS)
+    in_need, rescued = np.asarray(all_of_them.local.needed_S), np.asarray(routes.local.needed_S)
+    assert capacity == 10 == rescued.sum() < in_need.sum()
+    assert not (rescued & ~in_need).any()
+    gate = softmax(logits).max(1) if priority == "gate" else -np.arange(NUM_TOKENS)
+    assert gate[rescued].min() > gate[in_need & ~rescued].max()
+    assert float(routes.metrics["intra_rank_overflow"][0]) == in_need.sum() - capacity
+    assert "intra_rank_overflow" not in all_of_them.metrics
+    # Those left without get what their other routes give, or nothing.
+    total_S = np.asarray(routes.weight_SR.sum(1) + routes.local.weight_S)
+    has_any = (np.asarray(routes.slot_SR) < router.capacity(NUM_TOKENS, NUM_EXPERTS)).any(1)
+    np.testing.assert_allclose(total_S, is_real & (has_any | rescued), rtol=1e-5)
 
 
 @pytest.mark.parametrize("failed_routes", ["paper", "code"])
@@ -642,37 +663,3 @@ def test_sam_alignment_gradient(grad_tau):
     expected = p * (d_p - (p * d_p).sum(1, keepdims=True)) / is_real.sum()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
     assert np.abs(expected).max() > 1e-4
-
-
-# Metrics.
-
-
-def test_metrics_by_hand():
-    first = [0, 0, 0, 0, 1]
-    logits, is_real = padded(np.eye(NUM_EXPERTS)[first] * [[6], [5], [4], [3], [3]])
-    router = routers.Rectify(k=1, capacity_factor=0.4, fill_in=False)
-    assert router.capacity(NUM_TOKENS, NUM_EXPERTS) == 2
-    routes = run(router, logits, is_real)
-    expected = {
-        "overflow_choice_1": (2, 5),
-        "unrouted": (2, 5),
-        "served": (5, 5),
-        "intra_rank_served": (2, 5),
-        "fill_in_served": (0, 5),
-        "slots_filled": (3, 16),
-        "dead_experts": (6, 8),
-        "busiest_share": (4, 5),
-        "idlest_share": (0, 5),
-    }
-    assert {name: tuple(map(float, pair)) for name, pair in routes.metrics.items()} == expected
-    np.testing.assert_array_equal(routes.load_E, [2, 1, 0, 0, 0, 0, 0, 0])
-
-
-def test_take_slots_by_hand():
-    bins = jnp.array([[0, 1], [0, 1], [1, 0], [0, 1]])
-    priority = jnp.array([[1.0, 9.0], [2.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
-    is_real = jnp.array([True, True, True, False])
-    slot = routing.take_slots(bins, priority, is_real, num_bins=2, capacity=2)
-    # Bin 0: token 1, token 0, then no room for the second choice of 2. Bin 1: token 2 chose it
-    # first, of the second choices token 0 is ahead.
-    np.testing.assert_array_equal(slot, [[1, 1], [0, 2], [0, 2], [2, 2]])

@@ -262,6 +262,53 @@ def _needle(folder: Path) -> None:
         (writer.folder / "needle.json").write_text(json.dumps({"checkpoints": checkpoints}))
 
 
+_ROUTED = {"unrouted": 0.2, "intra_rank_served": 0.2, "served": 1.0, "slots_filled": 0.7}
+
+
+def _mixture(folder: Path, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+        for step in range(1, 40):
+            line = {"step": step, "train/loss": 3.0 - step / 100}
+            line |= {f"train/moe/{name}": x * (1 - step / 90) for name, x in _ROUTED.items()}
+            for name in ("chosen", "load"):
+                shares = rng.dirichlet(np.ones(4), size=2)
+                line |= {
+                    f"train/moe/{name}/{layer}/{expert}": float(shares[layer, expert])
+                    for layer in range(2)
+                    for expert in range(4)
+                }
+            file.write(json.dumps(line) + "\n")
+        file.write(
+            json.dumps({"step": 39, "eval/docs/loss": 2.9, "eval/docs/moe/served": 1}) + "\n"
+        )
+
+
+def _router_study(folder: Path) -> None:
+    rows = [
+        {
+            "router": name,
+            "plain": plain,
+            "capacity_factor": factor,
+            "num_seeds": 3,
+            "loss": 3.0 - (factor or 1) / 10,
+            "loss_deviation": 0.01,
+            "step_secs": 0.12,
+            "load": [] if name == "dense" else [[0.3, 0.1], [0.2, 0.2]],
+        }
+        | ({"difference": -0.01, "difference_deviation": 0.002} if plain else {})
+        | ({} if name == "dense" else _ROUTED)
+        for name, plain, factors in (
+            ("dense", "", [None]),
+            ("top-1", "", [0.5, 1.0]),
+            ("top-1 + IR", "top-1", [0.5, 1.0]),
+        )
+        for factor in factors
+    ]
+    with Artifact(folder, stage="router_study", settings={}).write() as writer:
+        (writer.folder / "study.json").write_text(json.dumps({"arms": rows}))
+
+
 def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     """Writes all stages' folders and returns the report's arguments that name them."""
     rng = np.random.default_rng(0)
@@ -284,11 +331,17 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     _evaluation(folder / "evaluation")
     _samples(folder / "samples")
     _needle(folder / "needle")
+    _mixture(folder / "runs" / "mixture", rng)
+    _router_study(folder / "router_study")
     arguments: dict[str, Any] = {
         name: str(folder / name)
         for name in ("crawl", "curate", "vocabulary", "tasks", "evaluation", "samples", "needle")
     }
-    return arguments | {"runs": {name: str(folder / "runs" / name) for name, *_ in _PHASES}}
+    return arguments | {
+        "runs": {name: str(folder / "runs" / name) for name, *_ in _PHASES},
+        "mixtures": {"mixture": str(folder / "runs" / "mixture")},
+        "router_study": str(folder / "router_study"),
+    }
 
 
 if __name__ == "__main__":

@@ -101,11 +101,34 @@ def test_a_slip_in_the_escaping_could_neither_run_nor_fetch(page):
 
 
 def test_what_each_checkpoint_finds_stands_side_by_side(page, text):
-    assert text.count('class="cell tone0"') == 2 * 4 * 3
+    needle = text[text.index('id="needle"') :]
+    assert needle.count('class="cell tone0"') == 2 * 4 * 3
     words = " ".join(page.text)
     assert "512, 50: 12" in words
     assert "trained at 256" in words
     assert words.index("RoPE base 50,000") < words.index("RoPE base 1,000,000")
+
+
+def test_where_tokens_go_is_told_of_mixtures_alone(page, text):
+    words = " ".join(page.text)
+    for expected in (
+        "tokens that an expert of their own rank took (intra-rank)",
+        "11.3%",  # of the last line, not the mean
+        "held-out loss (docs)",
+        "the share of tokens that choose each expert first",
+        "the share of tokens that each expert got a slot for",
+    ):
+        assert expected in words, expected
+    experts = text[text.index('id="experts"') : text.index('id="routers"')]
+    assert experts.count('class="cell tone0"') == 2 * 2 * 4
+
+
+def test_routers_are_compared_with_what_they_rectify(page, text):
+    words = " ".join(page.text)
+    for expected in ("2.9500 ± 0.0100", "−0.0100 ± 0.0020", "top-1 and its rectifications"):
+        assert expected in words, expected
+    study = text[text.index('id="routers"') :]
+    assert study[: study.index("</section>")].count('class="cell tone0"') == 4 * 4
 
 
 def test_a_title_is_text(page):
@@ -135,7 +158,8 @@ def test_tables_and_charts_can_be_read_aloud(page):
     assert len(page.all("caption")) == len(page.all("table")) >= 12
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
     charts = [svg for svg in page.all("svg") if svg["class"] == "chart"]
-    assert len(charts) == 2 + 4 + 2 + 2  # lengths, training curves, positions, needles
+    # Lengths, training curves, experts, routers, positions, needles.
+    assert len(charts) == 2 + 4 + 3 + 5 + 2 + 2
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in charts)
     assert page.all("html") == [{"lang": "en"}]
 
@@ -149,12 +173,11 @@ def test_without_inputs_every_section_says_so(tmp_path):
     report(str(tmp_path / "out"))
     page = _Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     words = "".join(page.text)
-    for section in SECTIONS:
-        if section.inputs:
-            told = f"report.{section.inputs[0]} is not set" in words
-            assert told is not section.optional
-    marked = sum(bool(section.inputs) and not section.optional for section in SECTIONS)
-    assert words.count("Not run.") == marked
+    shown = [section for section in SECTIONS if section.is_shown(Inputs.from_arguments({}))]
+    assert {s.key for s in SECTIONS} - {s.key for s in shown} == {"experts", "routers", "needle"}
+    marked = [section for section in shown if section.inputs]
+    assert all(f"report.{section.inputs[0]} is not set" in words for section in marked)
+    assert words.count("Not run.") == len(marked)
 
 
 @pytest.mark.parametrize(

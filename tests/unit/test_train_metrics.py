@@ -54,6 +54,17 @@ def test_sums_weigh_each_part_by_its_denominator():
     assert again.means() == sums.means()
 
 
+def test_the_entries_of_an_array_are_metrics_of_their_own():
+    sums = PairSums()
+    for _ in range(2):
+        sums.add({"load": (np.float32([[1, 2], [3, 4]]), np.float32(4))})
+    assert sums.means() == {"load/0/0": 0.25, "load/0/1": 0.5, "load/1/0": 0.75, "load/1/1": 1.0}
+    again = PairSums()
+    again.restore(json.loads(json.dumps(sums.state())))
+    again.add({"load": (np.float32([[0, 4], [4, 0]]), np.float32(8))})
+    assert again.means()["load/0/1"] == 0.5
+
+
 def test_a_step_is_read_only_once_the_next_one_is_on_its_way():
     writer = Lines()
     log = make_log(writer)

@@ -1,4 +1,4 @@
-"""Heat maps as inline SVG: a share of 100 in each cell, written out as well as shaded."""
+"""Heat maps as inline SVG: a number in each cell, written out as well as shaded."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ from t5x_style.evals.report.markup import Html, tag
 
 _CELL_WIDTH, _CELL_HEIGHT = 52.0, 24.0
 _LEFT, _TOP, _BOTTOM = 62.0, 22.0, 40.0
-_DARKEST = 0.6  # opacity at 100, light enough for the figure on it
+_DARKEST = 0.6  # opacity, light enough for the figure on it
 
 
 def heat_map(
@@ -17,16 +17,18 @@ def heat_map(
     column_label: str,
     row_label: str,
     description: str,
+    darkest_at: float = 100.0,
     rule_before: int | None = None,
     rule_label: str = "",
 ) -> Html:
-    """Returns a drawing of a value from 0 to 100 for each column and row.
+    """Returns a drawing of a value, 0 or above, for each column and row.
 
     Args:
       values: (column, row) to value; a cell that is not there stays empty.
       columns, rows: their names, from the left and from the top.
       column_label, row_label: what the names are, with units.
       description: for those who cannot see it.
+      darkest_at: the value of the darkest cells.
       rule_before: number of the column before which a line is drawn; None for no line.
       rule_label: what the line means.
     """
@@ -52,7 +54,7 @@ def heat_map(
                 y=top,
                 width=_CELL_WIDTH - 2,
                 height=_CELL_HEIGHT - 2,
-                fill_opacity=_DARKEST * value / 100,
+                fill_opacity=_DARKEST * min(value / darkest_at, 1.0) if darkest_at else 0.0,
                 class_="cell tone0",
             )
         )

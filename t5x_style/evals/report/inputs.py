@@ -114,6 +114,10 @@ class Inputs:
         """Returns the contents of a JSON file in an input's folders, by label."""
         return {label: read_json(path) for label, path in self.files(name, file).items()}
 
+    def is_given(self, name: str) -> bool:
+        """Whether an input names any folder."""
+        return bool(self.folders.get(name))
+
     def has(self, name: str) -> bool:
         """Whether any of an input's folders exists and holds something."""
         return any(_holds_files(folder) for folder in self.folders.get(name, {}).values())

@@ -21,14 +21,14 @@ class Section:
       title: its heading.
       inputs: the report's arguments it reads; without any of them it is marked as not run.
       render: makes its contents.
-      optional: whether it is left out, instead of marked, where none of its inputs is given.
+      is_shown: whether there is anything to show or to miss; if not it is left out.
     """
 
     key: str
     title: str
     inputs: tuple[str, ...]
     render: Callable[[Inputs], Html]
-    optional: bool = False
+    is_shown: Callable[[Inputs], bool] = lambda inputs: True
 
 
 def _contents(section: Section, inputs: Inputs) -> tuple[Html, bool]:
@@ -55,7 +55,7 @@ def render_page(title: str, sections: Sequence[Section], inputs: Inputs) -> str:
     """
     entries, parts = [], []
     for section in sections:
-        if section.optional and not any(inputs.folders.get(name) for name in section.inputs):
+        if not section.is_shown(inputs):
             continue
         contents, present = _contents(section, inputs)
         link = tag("a", section.title, href=f"#{section.key}")

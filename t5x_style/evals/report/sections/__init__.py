@@ -8,9 +8,11 @@ from t5x_style.evals.report.page import Section
 from t5x_style.evals.report.sections import (
     corpus,
     evaluation,
+    experts,
     needle,
     overview,
     provenance,
+    router_study,
     training,
     vocabulary,
 )
@@ -20,6 +22,8 @@ SECTIONS: tuple[Section, ...] = (
     *corpus.SECTIONS,
     *vocabulary.SECTIONS,
     *training.SECTIONS,
+    *experts.SECTIONS,
+    *router_study.SECTIONS,
     *evaluation.SECTIONS,
     *needle.SECTIONS,
     *provenance.SECTIONS,

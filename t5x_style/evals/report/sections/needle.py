@@ -87,4 +87,12 @@ def _heat_map(row: dict[str, Any]) -> Html:
     return figure(drawing, caption)
 
 
-SECTIONS = (Section("needle", "The needle in the haystack", ("needle",), _needles, optional=True),)
+SECTIONS = (
+    Section(
+        "needle",
+        "The needle in the haystack",
+        ("needle",),
+        _needles,
+        is_shown=lambda inputs: inputs.is_given("needle"),
+    ),
+)
