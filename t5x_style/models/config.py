@@ -15,7 +15,7 @@ from t5x_style.ops.sam_router import Sam
 from t5x_style.parallel import remat as remat_policies
 
 _ROUTERS = {router.__name__: router for router in (TopK, Rectify, Sam, Dropless, ExpertChoice)}
-_DISPATCHES = ("shard_map", "pjit")
+_DISPATCHES = ("shard_map", "ragged", "pjit")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -29,8 +29,9 @@ class MoEConfig:
       every: each so many-th layer is a mixture, the first of them layer `every - 1`.
       expert_dim: inner width of one expert; None for that of the dense layers.
       num_shared_experts: experts that every token goes through besides.
-      dispatch: "shard_map", where devices of the mesh's `expert` axis send tokens themselves, or
-        "pjit", where the compiler does.
+      dispatch: "shard_map", where devices of the mesh's `expert` axis send tokens themselves,
+        "ragged", where they send filled places only (not on CPUs; for routers that drop nothing),
+        or "pjit", where the compiler does.
       num_ranks: ranks that tokens and experts are shared out to: the devices of the mesh's `expert`
         axis, or all played by one. Capacities, and what Intra-GPU Rectification picks, are decided
         rank by rank, so this is kept with the model.

@@ -18,6 +18,7 @@ from t5x_style.ops import feed_forward, routing
 from t5x_style.ops.experts import Experts
 from t5x_style.parallel import dispatch, rules
 from t5x_style.parallel.islands import on_each_device
+from t5x_style.parallel.mesh import platform
 from t5x_style.parallel.rules import constrain
 
 # The collection of variables that a layer leaves its losses and metrics in.
@@ -97,11 +98,16 @@ class MoE(nn.Module):
             (dim, moe.num_experts),
             jnp.float32,
         )
-        axes = ("experts", "embed", "mlp")
+        axes = ("experts", "expert_embed", "mlp")
         shape = (moe.num_experts, dim, inner)
         w1, w3 = (weight(self, config, name, init, shape, axes) for name in ("w1", "w3"))
         w2 = weight(
-            self, config, "w2", out_init, (moe.num_experts, inner, dim), ("experts", "mlp", "embed")
+            self,
+            config,
+            "w2",
+            out_init,
+            (moe.num_experts, inner, dim),
+            ("experts", "mlp", "expert_embed"),
         )
         wide_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
         gathered_DE: Any = rules.gather(router_DE, ("embed", "norm"))
@@ -146,7 +152,7 @@ def _routed(x_BTD, logits_BTE, is_real_BT, experts: Experts, moe: MoEConfig):
             f"{moe.num_ranks} ranks: set mesh.MeshConfig.expert to that, or to 1 for one device "
             "that plays them all; config.MoEConfig.num_ranks is part of what a model is"
         )
-    if moe.dispatch == "shard_map" and devices > 1:
+    if moe.dispatch != "pjit" and devices > 1:
         return _between_devices(x_BTD, logits_BTE, is_real_BT, experts, moe)
     return _everywhere(x_BTD, logits_BTE, is_real_BT, experts, moe)
 
@@ -154,6 +160,13 @@ def _routed(x_BTD, logits_BTE, is_real_BT, experts: Experts, moe: MoEConfig):
 def _between_devices(x_BTD, logits_BTE, is_real_BT, experts: Experts, moe: MoEConfig):
     """Each device routes its own tokens and sends them itself."""
     exchange = dispatch.Between("expert", moe.num_ranks)
+    if moe.dispatch == "ragged":
+        if platform() == "cpu":
+            raise ValueError(
+                'config.MoEConfig.dispatch = "ragged": XLA for CPUs has no ragged all-to-all; set '
+                'it to "shard_map"'
+            )
+        exchange = dispatch.Ragged("expert", moe.num_ranks)
     has_parts = rules.axis_size("tensor") > 1
 
     # What is known of one rank, whichever it is, has the same shapes.

@@ -169,7 +169,15 @@ def log_gates(logits_SE: jax.Array, is_real_S: jax.Array) -> tuple[jax.Array, ja
 
 def best(score_SE: jax.Array, k: int) -> jax.Array:
     """Returns the k best columns of each row, best first and the lower of equal ones: int32."""
-    return jax.lax.top_k(jax.lax.stop_gradient(score_SE), k)[1].astype(jnp.int32)
+    # One after the other: top_k sorts whole rows on CPUs. Infinities stay above what is taken.
+    left_SE = jnp.maximum(jax.lax.stop_gradient(score_SE), jnp.finfo(score_SE.dtype).min)
+    columns = jnp.arange(score_SE.shape[1])
+    chosen = []
+    for _ in range(k):
+        column_S = jnp.argmax(left_SE, axis=1)
+        chosen.append(column_S)
+        left_SE = jnp.where(columns == column_S[:, None], -jnp.inf, left_SE)
+    return jnp.stack(chosen, axis=1).astype(jnp.int32)
 
 
 def take_slots(

@@ -4,6 +4,8 @@ The gradient of taking rows, left to itself, adds each row to where it came from
 every platform. Here it is told where each row went, and takes it from there.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +38,10 @@ def _take_forward(x_AD, index_B, inverse_AR):
 def _take_backward(inverse_AR, d_y_BD):
     if inverse_AR.shape[1] == 1:
         return taken(d_y_BD, inverse_AR[:, 0]), None, None
-    d_x_AD = jnp.sum(taken(d_y_BD, inverse_AR), axis=1, dtype=_wide(d_y_BD))
+    wide = _wide(d_y_BD)
+    d_x_AD = functools.reduce(
+        jnp.add, (taken(d_y_BD, index_A).astype(wide) for index_A in inverse_AR.T)
+    )
     return d_x_AD.astype(d_y_BD.dtype), None, None
 
 
@@ -59,7 +64,12 @@ def combine_rows(
       [B, D] in fp32 at least.
     """
     wide = _wide(x_AD)
-    return jnp.sum(taken(x_AD, index_BR).astype(wide) * weight_BR[..., None].astype(wide), axis=1)
+    # Term by term: as one gather and sum, XLA for CPUs takes a hundred times as long.
+    terms = (
+        taken(x_AD, index_B).astype(wide) * weight_B[:, None].astype(wide)
+        for index_B, weight_B in zip(index_BR.T, weight_BR.T, strict=True)
+    )
+    return functools.reduce(jnp.add, terms)
 
 
 def _combine_forward(x_AD, weight_BR, index_BR, inverse_A):
@@ -72,7 +82,7 @@ def _combine_backward(residuals, d_y_BD):
     d_taken_AD = taken(d_y_BD, inverse_A // weight_BR.shape[1])
     weight_A = taken(weight_BR.ravel(), inverse_A).astype(d_y_BD.dtype)
     d_x_AD = (weight_A[:, None] * d_taken_AD).astype(x_AD.dtype)
-    d_weight_A = jnp.sum(d_taken_AD * x_AD.astype(d_y_BD.dtype), axis=1)
+    d_weight_A = jnp.einsum("ad,ad->a", d_taken_AD, x_AD.astype(d_y_BD.dtype))
     return d_x_AD, taken(d_weight_A, index_BR).astype(weight_BR.dtype), None, None
 
 

@@ -1,11 +1,12 @@
 """How tokens travel to the experts that a router has named, and back.
 
 A router says for each token the bin (an expert, or a group of them) and the place in the bin's
-buffer; buffers are of one size for every source rank, so what is sent has a static shape. Two ways:
-`Between` sends by an explicit all-to-all among the devices of a mesh axis, inside an island;
-`Everywhere` holds the tokens of all ranks and leaves the sending to the compiler, or plays several
-ranks on one device (arXiv 2402.12399 is about what each rank does with its own tokens). Which
-router spoke is not known here.
+buffer; buffers are of one size for every source rank, so what is sent has a static shape. Three
+ways: `Between` sends by an explicit all-to-all among the devices of a mesh axis, inside an island,
+and `Ragged` of the same buffers only what is filled, where the platform can; `Everywhere` holds the
+tokens of all ranks and leaves the sending to the compiler, or plays several ranks on one device
+(arXiv 2402.12399 is about what each rank does with its own tokens). Which router spoke is not known
+here.
 
 Legend: P source ranks held here, S tokens of one, R routes of a token, B bins, b those held here, C
 places of one source rank in a bin, X places in a bin, K experts of a route within its bin, D model,
@@ -38,12 +39,17 @@ class Exchange(Protocol):
         """Returns int32 [P], the rank among its peers of each source rank held here."""
         ...
 
-    def to_bins(self, x_PBC: jax.Array) -> jax.Array:
-        """[P, B, C, ...] to [b, X, ...]."""
+    def to_bins(self, x_PBC: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        """[P, B, C, ...] to [b, X, ...].
+
+        Args:
+          x_PBC: buffers, zeros where they are not filled.
+          filled_PB: int32, so many first places of each are.
+        """
         ...
 
-    def to_ranks(self, x_bX: jax.Array) -> jax.Array:
-        """[b, X, ...] to [P, B, C, ...]."""
+    def to_ranks(self, x_bX: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        """[b, X, ...] to [P, B, C, ...]; anything where they are not filled."""
         ...
 
 
@@ -62,18 +68,72 @@ class Between:
     def rank(self) -> jax.Array:
         return jax.lax.axis_index(self.axis)[None]
 
-    def to_bins(self, x_PBC: jax.Array) -> jax.Array:
+    def to_bins(self, x_PBC: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        del filled_PB
         _, bins, places, *rest = x_PBC.shape
         own = bins // self.num_ranks
         x = x_PBC.reshape(self.num_ranks, own, places, *rest)
         x = jax.lax.all_to_all(x, self.axis, split_axis=0, concat_axis=0)
         return jnp.moveaxis(x, 0, 1).reshape(own, self.num_ranks * places, *rest)
 
-    def to_ranks(self, x_bX: jax.Array) -> jax.Array:
+    def to_ranks(self, x_bX: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        del filled_PB
         own, places, *rest = x_bX.shape
         x = x_bX.reshape(own, self.num_ranks, places // self.num_ranks, *rest)
         x = jax.lax.all_to_all(jnp.moveaxis(x, 1, 0), self.axis, split_axis=0, concat_axis=0)
         return x.reshape(1, self.num_ranks * own, places // self.num_ranks, *rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged(Between):
+    """As `Between`; what is not filled does not travel. XLA for CPUs cannot do it.
+
+    Of worth where buffers are for the worst case, as those of routers that drop nothing.
+    """
+
+    def to_bins(self, x_PBC: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        _, bins, places, *rest = x_PBC.shape
+        own = bins // self.num_ranks
+        starts_B, targets_B = self._places(bins, places)
+        filled_B = filled_PB[0]
+        arrived = jax.lax.ragged_all_to_all(
+            x_PBC.reshape(bins * places, *rest),
+            jnp.zeros((bins * places, *rest), x_PBC.dtype),
+            starts_B,
+            filled_B,
+            targets_B,
+            self._swapped(filled_B),
+            axis_name=self.axis,
+        )
+        return arrived.reshape(own, self.num_ranks * places, *rest)
+
+    def to_ranks(self, x_bX: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        own, of_all, *rest = x_bX.shape
+        bins, places = own * self.num_ranks, of_all // self.num_ranks
+        starts_B, targets_B = self._places(bins, places)
+        filled_B = filled_PB[0]
+        # What came from a rank goes back from where it was put to where it was taken.
+        arrived = jax.lax.ragged_all_to_all(
+            x_bX.reshape(bins * places, *rest),
+            jnp.zeros((bins * places, *rest), x_bX.dtype),
+            self._swapped(targets_B),
+            self._swapped(filled_B),
+            self._swapped(starts_B),
+            filled_B,
+            axis_name=self.axis,
+        )
+        return arrived.reshape(1, bins, places, *rest)
+
+    def _places(self, bins: int, places: int) -> tuple[jax.Array, jax.Array]:
+        """Returns where each bin's buffer starts here, and where it goes to with its rank."""
+        numbers = jnp.arange(bins, dtype=jnp.int32)
+        own = bins // self.num_ranks
+        of_bin = (numbers % own) * self.num_ranks + jax.lax.axis_index(self.axis)
+        return numbers * places, of_bin.astype(jnp.int32) * places
+
+    def _swapped(self, x_B: jax.Array) -> jax.Array:
+        """Returns of each rank what it says of this one's bins."""
+        return jax.lax.all_to_all(x_B, self.axis, split_axis=0, concat_axis=0, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +154,8 @@ class Everywhere:
         ranks = jnp.arange(self.num_ranks, dtype=jnp.int32)
         return jnp.tile(jnp.repeat(ranks, self.pieces), self.replicas)
 
-    def to_bins(self, x_PBC: jax.Array) -> jax.Array:
+    def to_bins(self, x_PBC: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        del filled_PB
         num_sources, bins, places, *rest = x_PBC.shape
         x = x_PBC.reshape(*self._shape, bins, places, *rest)
         x = constrain(x, *_BY_RANK, *[None] * (x.ndim - 3))
@@ -102,7 +163,8 @@ class Everywhere:
         x = constrain(x, *_BY_BIN, *[None] * (x.ndim - 3))
         return x.reshape(bins, num_sources * places, *rest)
 
-    def to_ranks(self, x_bX: jax.Array) -> jax.Array:
+    def to_ranks(self, x_bX: jax.Array, filled_PB: jax.Array) -> jax.Array:
+        del filled_PB
         bins, places, *rest = x_bX.shape
         replicas, ranks, pieces = self._shape
         num_sources = replicas * ranks * pieces
@@ -147,11 +209,13 @@ def through_experts(
     place_PSR = jnp.where(is_served, routes.bin_SR * capacity + routes.slot_SR, num_places)
     place_PSR = place_PSR.astype(jnp.int32)
     route_PN = jax.vmap(_inverse, in_axes=(0, None))(place_PSR.reshape(num_sources, -1), num_places)
+    is_filled_PBC = (route_PN < place_PSR[0].size).reshape(num_sources, num_bins, capacity)
+    filled_PB = jnp.sum(is_filled_PBC, axis=2, dtype=jnp.int32)
 
     def sent(x, index, inverse):
         taken = jax.vmap(take_rows)(x, index, inverse)
         taken = taken.reshape(num_sources, num_bins, capacity, *taken.shape[2:])
-        return exchange.to_bins(taken)
+        return exchange.to_bins(taken, filled_PB)
 
     y_local = None
     if routes.local is not None:
@@ -163,7 +227,7 @@ def through_experts(
     else:
         of_routes = place_PSR.reshape(num_sources, -1, 1)
         y_bXD = _inner_experts(x_bXD, routes.inner, experts, route_PN, of_routes, sent)
-    back_PND = exchange.to_ranks(y_bXD).reshape(num_sources, num_places, -1)
+    back_PND = exchange.to_ranks(y_bXD, filled_PB).reshape(num_sources, num_places, -1)
     y_PSD = jax.vmap(combine_rows)(back_PND, routes.weight_SR, place_PSR, route_PN)
     if y_local is not None:
         y_PSD = y_PSD + y_local

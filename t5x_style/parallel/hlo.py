@@ -13,7 +13,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",  # counted as if it were not ragged: how much is sent is not known here
+    "collective-permute",
+)
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -235,6 +242,7 @@ def _collective(one: _Instruction, kind: str, mesh: Mesh, count: int) -> Collect
         "all-reduce": 2 * (size - 1) / size,
         "reduce-scatter": size - 1.0,
         "all-to-all": (size - 1) / size,
+        "ragged-all-to-all": (size - 1) / size,
         "collective-permute": 1.0,
     }[kind]
     shown = tuple(f"{dtype}[{dims}]" for dtype, dims, _ in arrays)

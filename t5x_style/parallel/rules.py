@@ -1,7 +1,8 @@
 """Which mesh axes a tensor dimension lies on: one table from logical names to mesh axes.
 
 Weights and activations have names apart, since the same dimension is often cut differently in
-the two: `embed` (weights) is cut by fsdp and seq, `act_embed` is whole.
+the two: `embed` (weights) is cut by fsdp, seq and expert, `act_embed` is whole. Where experts are
+cut along the expert axis already, their model dimension is `expert_embed`.
 """
 
 import contextlib
@@ -21,7 +22,8 @@ DEFAULT_RULES: Rules = {
     # Weights.
     "layers": (),
     "vocab": ("tensor",),
-    "embed": ("fsdp", "seq"),  # devices that share a row share its weights too
+    "embed": ("fsdp", "seq", "expert"),  # devices that share a row share its weights too
+    "expert_embed": ("fsdp", "seq"),
     "kv_heads": ("tensor",),
     "qkv": (),
     "heads": ("tensor",),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from t5x_style.models import moe
 from t5x_style.models.config import MoEConfig, TransformerConfig
 from t5x_style.models.moe import COLLECTION, MoE
 from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, TopK
@@ -98,6 +99,51 @@ def test_both_ways_to_travel_agree(router, mesh):
         assert_close(
             found["shard_map"], jax.jit(functools.partial(results, model))(params_of(model))
         )
+
+
+def ragged_all_to_all(
+    operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
+):
+    """What `jax.lax.ragged_all_to_all` is said to do, for platforms that cannot: by sending all."""
+    size, rank = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+    slices = input_offsets.size // size
+    sent = jax.lax.all_gather(
+        (operand, input_offsets, send_sizes, output_offsets, recv_sizes), axis_name
+    )
+    rows = jnp.arange(operand.shape[0])
+    for source in range(size):
+        of_source, starts, sizes, targets, _ = jax.tree.map(lambda x, i=source: x[i], sent)
+        for i in range(slices):
+            at = rank * slices + i
+            taken = starts[at] + rows
+            put = jnp.where(rows < sizes[at], targets[at] + rows, operand.shape[0])
+            found = jnp.take(of_source, taken, axis=0, mode="fill", fill_value=0)
+            output = output.at[put].set(found, mode="drop")
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("router", ["dropless", "rectify2", "sam"])
+def test_what_is_filled_is_all_that_need_travel(router, monkeypatch):
+    found = {}
+    for dispatch in ("shard_map", "ragged"):
+        model = config(ROUTERS[router], dispatch)
+        params = params_of(model)
+        with jax.set_mesh(MESHES["tensor"].build()):
+            found[dispatch] = jax.jit(functools.partial(results, model))(params)
+        monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
+        monkeypatch.setattr(moe, "platform", lambda: "gpu")
+    assert_close(found["ragged"], found["shard_map"])
+
+
+@pytest.mark.slow
+def test_ragged_sending_is_refused_where_it_is_not_to_be_had():
+    model = config(Dropless(), "ragged")
+    with (
+        jax.set_mesh(MESHES["tensor"].build()),
+        pytest.raises(ValueError, match=r"MoEConfig.dispatch.*shard_map"),
+    ):
+        results(model, params_of(config(Dropless())))
 
 
 @pytest.mark.slow
