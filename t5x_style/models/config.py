@@ -45,6 +45,11 @@ class MoEConfig:
     dispatch: str = "shard_map"
     num_ranks: int = 1
 
+    @property
+    def num_logits(self) -> int:
+        """Columns of the router's matrix."""
+        return self.router.num_logits(self.num_experts, num_ranks=self.num_ranks)
+
     def __post_init__(self):
         for name in ("num_experts", "every", "num_ranks"):
             if getattr(self, name) < 1:

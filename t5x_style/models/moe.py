@@ -69,8 +69,9 @@ def _layers(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 class MoE(nn.Module):
     """Experts chosen by a router for each token, and experts that every token goes through.
 
-    Weights: `router` [D, E] in fp32, `w1`, `w3` [E, D, F], `w2` [E, F, D], and, with shared
-    experts, `shared_w1`, `shared_w3`, `shared_w2` of one layer as wide as all of them.
+    Weights: `router` [D, E] in fp32 (more columns, if the router wants them), `w1`, `w3` [E, D, F],
+    `w2` [E, F, D], and, with shared experts, `shared_w1`, `shared_w3`, `shared_w2` of one layer as
+    wide as all of them.
     """
 
     config: TransformerConfig
@@ -95,7 +96,7 @@ class MoE(nn.Module):
         router_DE: Any = self.param(
             "router",
             nn.with_logical_partitioning(init, ("embed", "norm")),
-            (dim, moe.num_experts),
+            (dim, moe.num_logits),
             jnp.float32,
         )
         axes = ("experts", "expert_embed", "mlp")
@@ -247,8 +248,8 @@ def _everywhere(x_BTD, logits_BTE, is_real_BT, experts: Experts, moe: MoEConfig)
 
 def _ranks(x_PSD, logits_PSE, is_real_PS, experts, exchange, moe: MoEConfig):
     """Routes the tokens of each source rank by itself, and sends them through the experts."""
-    router, num_ranks = moe.router, exchange.num_ranks
-    num_tokens, num_experts = logits_PSE.shape[1:]
+    router, num_ranks = moe.router, moe.num_ranks
+    num_tokens, num_experts = x_PSD.shape[1], moe.num_experts
     routes = jax.vmap(
         lambda logits, real, rank: router(logits, real, rank=rank, num_ranks=num_ranks)
     )(logits_PSE, is_real_PS, exchange.rank())

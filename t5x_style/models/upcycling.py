@@ -40,7 +40,7 @@ def upcycled(
             "and none is shared; leave the first out and set the second to 0"
         )
     target = dataclasses.replace(config, moe=moe)
-    shape = (config.embed_dim, moe.num_experts)
+    shape = (config.embed_dim, moe.num_logits)
     layers = transformer.unstack_layers(params, config) if config.scan_layers else dict(params)
     for i in range(config.num_layers):
         if not target.is_moe_layer(i):

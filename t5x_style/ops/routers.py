@@ -66,6 +66,11 @@ class _TokenChoice:
         """The factor of each loss."""
         return {"balance": self.balance_coefficient, "z": self.z_coefficient}
 
+    def num_logits(self, num_experts: int, *, num_ranks: int = 1) -> int:
+        """Returns E."""
+        del num_ranks
+        return num_experts
+
     def _losses(self, log_gate_SE, log_z_S, expert_SR, is_real_S):
         num_counted = 1 if self.balance_choices == "first" else self.k
         return {
@@ -356,6 +361,11 @@ class ExpertChoice:
     def loss_coefficients(self) -> dict[str, float]:
         """None: there are no losses."""
         return {}
+
+    def num_logits(self, num_experts: int, *, num_ranks: int = 1) -> int:
+        """Returns E."""
+        del num_ranks
+        return num_experts
 
     def num_bins(self, num_experts: int, *, num_ranks: int = 1) -> int:
         """Returns E: each expert is a bin."""

@@ -88,6 +88,10 @@ class Router(Protocol):
         """Experts that a token is meant to go through."""
         ...
 
+    def num_logits(self, num_experts: int, *, num_ranks: int = 1) -> int:
+        """Returns the columns of a router's matrix."""
+        ...
+
     def num_bins(self, num_experts: int, *, num_ranks: int = 1) -> int:
         """Returns how many destinations there are over all ranks; each rank has equally many."""
         ...
@@ -106,7 +110,7 @@ class Router(Protocol):
         """Routes the tokens of one rank; can be vmapped over ranks.
 
         Args:
-          logits_SE: scores of the experts, taken to fp32.
+          logits_SE: scores of the experts, taken to fp32; `num_logits` columns.
           is_real_S: bool; False for padding, which gets no slot and counts nowhere.
           rank: where the tokens are; experts `rank * E / num_ranks` and on live there too.
           num_ranks: ranks that the experts are dealt out to, the same number to each.

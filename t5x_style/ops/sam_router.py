@@ -15,6 +15,7 @@ from t5x_style.ops.routing import Inner, Priority, Routes
 
 GroupScore = Literal["sum", "max", "top2_sum"]
 Combine = Literal["raw", "group_norm", "conditional", "switch_scaled"]
+Gating = Literal["shared", "separate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Sam:
     Attributes:
       num_groups: G, equal parts of the experts in order; None for one group on each rank.
       k: experts of a token inside its group, no more than there are.
+      gating: "shared", as above, or "separate": group and expert have softmaxes of their own, p of
+        an expert is the product of both, and logits are those of the experts, then of the groups.
+        A later two-level router of authors of follow-up work; with "switch_scaled" its output.
       capacity_factor: slots of a group for one source rank over S / G.
       min_capacity: least slots of a group for one rank.
       priority: who goes first: the token with the higher score of its group, or the earlier one.
@@ -43,7 +47,8 @@ class Sam:
       group_balance_coefficient: factor of "group_balance", the same for groups. Not of the paper.
       align_coefficient: factor of "align", the sum over experts outside the group of what their p
         exceeds that of the weakest chosen one. The paper's coefficients are not known.
-      z_coefficient: factor of "z", the mean square of log sum exp of the logits.
+      z_coefficient: factor of "z", the mean square of log sum exp of the logits (of the groups, if
+        these are scored separately).
     """
 
     num_groups: int | None = None
@@ -54,6 +59,7 @@ class Sam:
     priority: Priority = "gate"
     group_score: GroupScore = "sum"
     combine: Combine = "raw"
+    gating: Gating = "shared"
     align_grad_tau: bool = True
     balance_coefficient: float = 0.01
     group_balance_coefficient: float = 0.0
@@ -62,7 +68,9 @@ class Sam:
 
     def __post_init__(self) -> None:
         routing.check_k(self)
-        routing.check_options(self, priority=Priority, group_score=GroupScore, combine=Combine)
+        routing.check_options(
+            self, priority=Priority, group_score=GroupScore, combine=Combine, gating=Gating
+        )
 
     @property
     def experts_per_token(self) -> float:
@@ -78,6 +86,11 @@ class Sam:
             "align": self.align_coefficient,
             "z": self.z_coefficient,
         }
+
+    def num_logits(self, num_experts: int, *, num_ranks: int = 1) -> int:
+        """Returns E, and as many more as there are groups if they are scored separately."""
+        num_groups = self.num_bins(num_experts, num_ranks=num_ranks)
+        return num_experts + (num_groups if self.gating == "separate" else 0)
 
     def num_bins(self, num_experts: int, *, num_ranks: int = 1) -> int:
         """Returns the number of groups."""
@@ -104,11 +117,13 @@ class Sam:
         """Routes the tokens of one rank; see `ops.routing.Router`."""
         del rank
         num_tokens, num_experts = logits_SE.shape
+        if self.gating == "separate":
+            num_experts -= num_ranks if self.num_groups is None else self.num_groups
         num_groups = self.num_bins(num_experts, num_ranks=num_ranks)
         capacity = self.capacity(num_tokens, num_experts, num_ranks=num_ranks)
         per_group = num_experts // num_groups
         k = min(self.k, per_group)
-        log_gate_SE, log_z_S = routing.log_gates(logits_SE, is_real_S)
+        log_gate_SE, log_z_S = self._log_gates(logits_SE, is_real_S, num_groups, per_group)
         log_gate_SGN = log_gate_SE.reshape(num_tokens, num_groups, per_group)
         log_group_SG = jax.nn.logsumexp(log_gate_SGN, axis=-1)
 
@@ -156,6 +171,19 @@ class Sam:
             chosen_E=routing.count_of(expert_SK[:, 0], is_real_S, num_experts),
             load_E=routing.count_of(expert_SK, kept_SR, num_experts),
         )
+
+    def _log_gates(self, logits_SE, is_real_S, num_groups, per_group):
+        """Log p of each expert, and the log of the denominator, of the groups' if they have one."""
+        if self.gating == "shared":
+            return routing.log_gates(logits_SE, is_real_S)
+        num_tokens = logits_SE.shape[0]
+        of_experts_SE, of_groups_SG = jnp.split(logits_SE, [num_groups * per_group], axis=1)
+        log_group_SG, log_z_S = routing.log_gates(of_groups_SG, is_real_S)
+        inside, _ = routing.log_gates(
+            of_experts_SE.reshape(-1, per_group), jnp.repeat(is_real_S, num_groups)
+        )
+        log_gate_SGN = log_group_SG[..., None] + inside.reshape(num_tokens, num_groups, per_group)
+        return log_gate_SGN.reshape(num_tokens, -1), log_z_S
 
     def _group_scores(self, log_gate_SGN):
         if self.group_score == "max":

@@ -26,7 +26,7 @@ def _feed_forward(config: TransformerConfig, layer: int) -> int:
     moe = config.moe
     wide = 3 * config.embed_dim * (moe.expert_dim or config.mlp_dim)
     num_experts = moe.router.experts_per_token + moe.num_shared_experts
-    return round(num_experts * wide) + config.embed_dim * moe.num_experts
+    return round(num_experts * wide) + config.embed_dim * moe.num_logits
 
 
 def training_flops_per_token(

@@ -3,10 +3,11 @@
     python -m tests.bench.moe [--tokens=1024,4096] [--experts=8,32] [--skews=0,0.1,0.2] [--rounds=5]
 
 One device that plays as many ranks as there are experts, fp32, forward and backward, the model as
-wide as --dim and the experts as --inner. `one-hot` sends the same top-1 routes by products with a
-[tokens, experts, capacity] tensor. `ratio` is top-1's median time over that of the row; beside it
-the share of tokens that no expert took, and that the token's own rank rescued. Calls of all rows
-alternate.
+wide as --dim and the experts as --inner; with --inner=1 what is left is routing, dispatch and
+combination alone. `one-hot` sends the same top-1 routes by products with a [tokens, experts,
+capacity] tensor, `ragged_dot` sorts tokens and drops none. `ratio` is top-1's median time over that
+of the row; beside it the share of tokens that no expert took, and that the token's own rank
+rescued. Calls of all rows alternate.
 
 Of the tokens, `skew` choose expert 0 and the others all experts equally: at 0 every rank's load is
 balanced and nothing is dropped. "random" is what a router makes of random tokens.
@@ -25,8 +26,9 @@ from flax import linen as nn
 
 from t5x_style.models.config import MoEConfig, TransformerConfig
 from t5x_style.models.moe import COLLECTION, MoE, collected
-from t5x_style.ops.experts import Experts, buffered_experts
+from t5x_style.ops.experts import Experts
 from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, Sam, TopK
+from tests.numerics.one_hot_dispatch import one_hot_dispatch
 
 ROUTERS = {
     "top-1": TopK(),
@@ -39,9 +41,6 @@ ROUTERS = {
     "dropless top-1": Dropless(),
     "expert choice": ExpertChoice(),
 }
-
-
-ONE_HOT = "one-hot top-1"
 
 
 def _config(router, num_experts: int, dim: int, inner: int) -> TransformerConfig:
@@ -75,16 +74,29 @@ def _one_hot(router, num_experts, params, x):
     routes = jax.vmap(
         lambda logits_SE, rank: router(logits_SE, is_real_S, rank=rank, num_ranks=num_experts)
     )(logits_PSE, jnp.arange(num_experts))
-    mask_PSREC = (
-        jax.nn.one_hot(routes.bin_SR, num_experts)[..., None]
-        * jax.nn.one_hot(routes.slot_SR, capacity)[..., None, :]
-    )
-    sent_EPCD = jnp.einsum("psrec,psd->epcd", mask_PSREC, tokens_PSD)
     experts = Experts(params["w1"], params["w3"], params["w2"])
-    made = buffered_experts(sent_EPCD.reshape(num_experts, -1, x.shape[-1]), experts)
-    weighted_PSREC = mask_PSREC * routes.weight_SR[..., None, None]
-    y = jnp.einsum("psrec,epcd->psd", weighted_PSREC, made.reshape(sent_EPCD.shape))
+    y = one_hot_dispatch(tokens_PSD, routes, experts, capacity=capacity)
     return y.reshape(x.shape), {}
+
+
+def _ragged(router, num_experts, params, x):
+    """The best expert of each token, tokens sorted by expert."""
+    del router
+    tokens_ND = x.reshape(-1, x.shape[-1])
+    log_gate_NE = jax.nn.log_softmax(tokens_ND @ params["router"])
+    expert_N = jnp.argmax(log_gate_NE, axis=1)
+    order_N = jnp.argsort(expert_N)
+    sizes_E = jnp.bincount(expert_N, length=num_experts)
+    rows_ND = tokens_ND[order_N]
+    gate, up = (jax.lax.ragged_dot(rows_ND, params[name], sizes_E) for name in ("w1", "w3"))
+    made_ND = jax.lax.ragged_dot(jax.nn.silu(gate) * up, params["w2"], sizes_E)
+    log_weight_N = jnp.max(log_gate_NE, axis=1)
+    weight_N = jnp.exp(log_weight_N - jax.lax.stop_gradient(log_weight_N))
+    y_ND = jnp.zeros_like(tokens_ND).at[order_N].set(made_ND) * weight_N[:, None]
+    return y_ND.reshape(x.shape), {}
+
+
+PLAIN = {"one-hot top-1": _one_hot, "ragged_dot top-1": _ragged}
 
 
 def main() -> None:
@@ -95,7 +107,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--inner", type=int, default=1408)
     parser.add_argument("--skews", default="random,0,0.1,0.2")
-    parser.add_argument("--routers", default=",".join([*ROUTERS, ONE_HOT]))
+    parser.add_argument("--routers", default=",".join([*ROUTERS, *PLAIN]))
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
@@ -124,12 +136,12 @@ def _compare(num_experts: int, num_tokens: int, skew: str, flags) -> None:
     d_y = jnp.asarray(rng.normal(size=shape), jnp.float32)
     layers, served, times = {}, {}, {}
     for name in flags.routers.split(","):
-        router = TopK() if name == ONE_HOT else ROUTERS[name]
+        router = ROUTERS.get(name, TopK())
         config = _config(router, num_experts, flags.dim, flags.inner)
         params = nn.unbox(MoE(config).init(jax.random.key(0), d_y, None, 1)["params"])
         layer = functools.partial(_layer, config)
-        if name == ONE_HOT:
-            layer = functools.partial(_one_hot, router, num_experts)
+        if name in PLAIN:
+            layer = functools.partial(PLAIN[name], router, num_experts)
         layers[name] = layer, params
     x = _tokens(num_experts, num_tokens, skew, layers["top-1"][1]["router"])
     for name, (layer, params) in layers.items():

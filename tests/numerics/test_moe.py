@@ -1,6 +1,7 @@
 """A layer of experts against token by token arithmetic, and mixtures made of dense models."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,12 @@ from t5x_style.models.config import MoEConfig, TransformerConfig
 from t5x_style.models.moe import MoE, collected
 from t5x_style.models.upcycling import upcycled
 from t5x_style.objectives.causal_lm import CausalLM
+from t5x_style.ops.experts import Experts
 from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, Sam, TopK
+from t5x_style.parallel import dispatch
 from t5x_style.run.hf_export import hf_export
 from t5x_style.train import checkpoint
+from tests.numerics.one_hot_dispatch import one_hot_dispatch
 from tests.numerics.test_ops_experts import formula
 
 BATCH, LENGTH, EXPERTS, RANKS = 4, 16, 8, 4
@@ -38,6 +42,7 @@ ROUTERS = {
     "rectify2": Rectify(k=2),
     "rectify_bounded": Rectify(capacity_factor=0.5, max_intra_rank=0.25),
     "sam": Sam(k=2),
+    "sam_separate": Sam(k=2, gating="separate"),
     "dropless": Dropless(k=2),
     "expert_choice": ExpertChoice(),
 }
@@ -102,6 +107,46 @@ def test_a_layer_is_the_sum_of_what_its_routes_say(name):
             found = y[rank, s]
             np.testing.assert_allclose(found, wanted, atol=2e-5 * max(1, abs(wanted).max()))
             assert real[rank, s] or not found.any()
+
+
+@pytest.mark.parametrize(
+    "name", ["top1", pytest.param("top2", marks=pytest.mark.slow), "fill_in", "expert_choice"]
+)
+def test_tokens_travel_as_products_with_masks_say(name):
+    router = {**ROUTERS, "fill_in": Rectify(k=2, intra_rank=False)}[name]
+    x, is_real = layer_arrays()
+    x, is_real = x.reshape(RANKS, -1, CONFIG.embed_dim), is_real.reshape(RANKS, -1)
+    rng = np.random.default_rng(2)
+    dim, inner = CONFIG.embed_dim, CONFIG.mlp_dim
+    shapes = [(EXPERTS, dim, inner), (EXPERTS, dim, inner), (EXPERTS, inner, dim)]
+    experts = Experts(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes))
+    matrix, d_y = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((dim, EXPERTS), x.shape))
+    capacity = router.capacity(x.shape[1], EXPERTS, num_ranks=RANKS)
+
+    def gradients(layer):
+        def loss(x, matrix, experts):
+            routes = jax.vmap(
+                lambda logits, real, rank: router(logits, real, rank=rank, num_ranks=RANKS)
+            )(x @ matrix, is_real, jnp.arange(RANKS))
+            y = layer(x, routes, experts)
+            return jnp.sum(y * d_y), y
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(x, matrix, experts)
+
+    found = gradients(
+        lambda x, routes, experts: dispatch.through_experts(
+            x,
+            routes,
+            experts,
+            dispatch.Everywhere(RANKS),
+            num_bins=EXPERTS,
+            capacity=capacity,
+            local_capacity=0,
+        )
+    )
+    wanted = gradients(functools.partial(one_hot_dispatch, capacity=capacity))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
 
 def dense():

@@ -427,6 +427,29 @@ def test_wrong_settings_say_what_to_change(build):
         build()
 
 
+def test_sam_with_separate_gating_matches_its_formula():
+    logits, is_real = draw(3)
+    of_groups = np.float32(np.random.default_rng(1).normal(size=(NUM_TOKENS, NUM_RANKS)))
+    router = routers.Sam(k=2, gating="separate", combine="switch_scaled", capacity_factor=4)
+    assert router.num_logits(NUM_EXPERTS, num_ranks=NUM_RANKS) == NUM_EXPERTS + NUM_RANKS
+    routes = run(router, np.concatenate([logits, of_groups], axis=1), is_real)
+    q = softmax(of_groups)
+    r = softmax(logits.reshape(NUM_TOKENS, NUM_RANKS, PER_RANK))
+    group = q.argmax(1)
+    inside = np.take_along_axis(r, group[:, None, None], axis=1)[:, 0]
+    order = np.argsort(-inside, axis=1)[:, :2]
+    chosen = np.take_along_axis(inside, order, axis=1)
+    weight = q.max(1)[:, None] * chosen / chosen.sum(1, keepdims=True)
+    np.testing.assert_array_equal(routes.bin_SR[is_real, 0], group[is_real])
+    np.testing.assert_array_equal(routes.inner.expert_SRK[is_real, 0], order[is_real])
+    np.testing.assert_allclose(routes.inner.weight_SRK[is_real, 0], weight[is_real], rtol=1e-5)
+    joint = (q[..., None] * r).reshape(NUM_TOKENS, -1)[is_real]
+    picks = (group[:, None] * PER_RANK + order)[is_real]
+    shares = np.stack([(picks == e).sum() / is_real.sum() for e in range(NUM_EXPERTS)])
+    balance = NUM_EXPERTS * (joint.mean(0) * shares).sum()
+    assert float(routes.losses["balance"]) == pytest.approx(balance, rel=1e-5)
+
+
 # Rectification.
 
 

@@ -23,6 +23,7 @@ ROUTERS = {
     "rectify1": Rectify(k=1, capacity_factor=0.75),
     "rectify2": Rectify(k=2),
     "sam": Sam(k=2),
+    "sam_separate": Sam(k=2, gating="separate"),
     "dropless": Dropless(k=2),
     "expert_choice": ExpertChoice(),
 }
