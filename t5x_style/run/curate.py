@@ -1,7 +1,8 @@
 """The curate verb: web archives in, clean deduplicated documents out.
 
 Each web archive is extracted and cleaned by itself and its documents are committed, so that a
-killed run goes on behind the last finished file. Deduplication then looks at all of them.
+killed run goes on behind the last finished file. Deduplication then looks at all of them, and what
+is left of it is made safe.
 """
 
 import dataclasses
@@ -25,10 +26,12 @@ from t5x_style.corpus.documents import (
 )
 from t5x_style.corpus.guard import GuardedPool, GuardLimits
 from t5x_style.corpus.pages import PageSettings, read_pages
+from t5x_style.corpus.stages import Stage, run_stages
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.clean import CleanSettings
 from t5x_style.corpus.wanjuan_cc.dedup import DedupSettings, find_duplicates
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings
+from t5x_style.corpus.wanjuan_cc.safe import Safe, SafeSettings
 from t5x_style.progress import progress
 
 _STEPS = (*page_reader.STEPS, *pipeline.STEPS)
@@ -44,6 +47,7 @@ class CurateSettings:
       raw: extraction and language.
       clean: rules.
       dedup: exact and near-duplicates.
+      safe: unsafe sites and words, and what is masked.
       limits: what one page may cost before it is given up and counted.
       validation_share: share of the documents, by hash of their id, in the validation split. It is
         drawn after deduplication, so that near-duplicates never stand on both sides.
@@ -54,6 +58,7 @@ class CurateSettings:
     raw: RawSettings = dataclasses.field(default_factory=RawSettings)
     clean: CleanSettings = dataclasses.field(default_factory=CleanSettings)
     dedup: DedupSettings = dataclasses.field(default_factory=DedupSettings)
+    safe: SafeSettings = dataclasses.field(default_factory=SafeSettings)
     limits: GuardLimits = dataclasses.field(default_factory=GuardLimits)
     validation_share: float = 0.05
     documents_per_shard: int = 8192
@@ -97,22 +102,26 @@ def curate(
         size = sum(path.stat().st_size for path in paths)
         print(f"curate: {len(paths)} web archives, {size / 1e6:.1f} MB, into {output_dir}")
         return
+    safe = Safe(settings.safe)
     work_dir = Path(output_dir).with_name(Path(output_dir).name + ".work")
     with pipeline.stage_pool(settings.raw, settings.clean, settings.limits, num_workers) as pool:
         folders = [_extract_file(path, work_dir, settings, pool) for path in paths]
     funnel = Funnel(_STEPS)
     for folder in folders:
         funnel.merge(Funnel.read(folder))
-    _check_left(funnel, paths)
+    _check_left(funnel, "clean", paths)
     folders = [folder for folder in folders if any(folder.glob("part-*.parquet"))]
     with artifact.write() as writer:
         keep, writer.counts["near_duplicate_clusters"] = _deduplicate(folders, settings, funnel)
         kept = (
-            with_splits(table, settings.validation_share) for table in _kept_tables(folders, keep)
+            with_splits(run_stages(table, [Stage("safe", safe)], funnel), settings.validation_share)
+            for table in _kept_tables(folders, keep)
         )
         write_shards(writer.folder, kept, documents_per_shard=settings.documents_per_shard)
+        _check_left(funnel, "safe", paths)
         funnel.write(writer.folder)
-        writer.counts["documents"] = sum(keep)
+        writer.counts["documents"] = funnel.steps["safe"].num_out
+        writer.counts["masked"] = dict(sorted(safe.masked.items()))
     print("\n".join(["curate:", *funnel.lines()]))
 
 
@@ -163,15 +172,16 @@ def _extract_file(path: Path, work_dir: Path, settings: CurateSettings, pool: Gu
     return folder
 
 
-def _check_left(funnel: Funnel, paths: Sequence[Path]) -> None:
+def _check_left(funnel: Funnel, step: str, paths: Sequence[Path]) -> None:
     records = funnel.steps["records"]
     if not records.num_out:
         names = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
         raise ValueError(f"no response records in {names} (found: {records.dropped}): {_HINT}")
-    if not funnel.steps["clean"].num_out:
+    if not funnel.steps[step].num_out:
         raise ValueError(
-            "no document is left after the rules; loosen raw.RawSettings or clean.CleanSettings "
-            "where most are dropped:\n" + "\n".join(funnel.lines())
+            f"no document is left after the step {step!r}; loosen raw.RawSettings, "
+            "clean.CleanSettings or safe.SafeSettings where most are dropped:\n"
+            + "\n".join(funnel.lines())
         )
 
 

@@ -74,14 +74,15 @@ def test_documents_are_clean_and_the_newest_copy_stays(curated):
 
 def test_the_funnel_accounts_for_every_record(curated):
     steps = {step["name"]: step for step in Funnel.read(curated).to_json()["steps"]}
-    assert list(steps) == ["records", "pages", "raw", "clean", "dedup"]
+    assert list(steps) == ["records", "pages", "raw", "clean", "dedup", "safe"]
     assert steps["records"]["in"] == 46
     assert steps["records"]["dropped"] == {"warcinfo": 2}
     assert steps["raw"]["dropped"] == {"language": 1}
     assert steps["clean"]["dropped"] == {"too_few_words": 1}
     assert steps["dedup"]["dropped"] == {"exact_duplicate": 1, "near_duplicate": 1}
     assert steps["dedup"]["out"] == 40
-    assert steps["dedup"]["bytes_out"] == sum(row["num_bytes"] for row in rows_of(curated))
+    assert steps["safe"] == {**steps["safe"], "in": 40, "out": 40, "dropped": {}}
+    assert steps["safe"]["bytes_out"] == sum(row["num_bytes"] for row in rows_of(curated))
     for before, after in zip(list(steps.values())[:-1], list(steps.values())[1:], strict=True):
         assert before["out"] == after["in"]
 
