@@ -6,6 +6,7 @@ from t5x_style.evals.report.markup import Html, tag
 
 _CELL_WIDTH, _CELL_HEIGHT = 52.0, 24.0
 _LEFT, _TOP, _BOTTOM = 62.0, 22.0, 40.0
+_LARGEST = 1.2  # pixels of the screen for each unit, so that small maps stay small
 _DARKEST = 0.6  # opacity, light enough for the figure on it
 
 
@@ -71,4 +72,5 @@ def heat_map(
         role="img",
         aria_label=description,
         class_="chart",
+        style=f"max-width: {_LARGEST * width:.0f}px",
     )

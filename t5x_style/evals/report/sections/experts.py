@@ -131,7 +131,7 @@ def _heat_maps(run: _Run) -> list[Html]:
             [str(expert) for expert in range(experts)],
             [str(layer + 1) for layer in range(layers)],
             column_label="expert",
-            row_label="mixture, from the bottom of the model",
+            row_label="mixture",
             description=caption,
             darkest_at=max(values.values()),
         )

@@ -113,7 +113,7 @@ def _heat_map(row: Mapping[str, Any]) -> Html:
         [str(expert) for expert in range(len(row["load"][0]))],
         [str(mixture + 1) for mixture in range(len(row["load"]))],
         column_label="expert",
-        row_label="mixture, from the bottom of the model",
+        row_label="mixture",
         description=caption,
         darkest_at=max(values.values()),
     )
