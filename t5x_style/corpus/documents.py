@@ -41,7 +41,10 @@ TEXT_SCHEMA = pa.schema(
         pa.field("links", pa.list_(LINK_TYPE)),
     ]
 )
-DOCUMENT_SCHEMA = TEXT_SCHEMA.append(pa.field("split", pa.string()))
+# Judgements of models from 0 to 1, null where there was none: of the first two more is worse.
+SCORE_FIELDS = tuple(pa.field(name, pa.float32()) for name in ("toxic_score", "porn_score"))
+SAFE_SCHEMA = pa.schema([*TEXT_SCHEMA, *SCORE_FIELDS])
+DOCUMENT_SCHEMA = SAFE_SCHEMA.append(pa.field("split", pa.string()))
 
 FUNNEL_NAME = "funnel.json"
 _ID_BYTES = 16
@@ -65,7 +68,7 @@ def split_of(document_id: str, validation_share: float) -> str:
 
 
 def with_splits(table: pa.Table, validation_share: float) -> pa.Table:
-    """Returns the table (TEXT_SCHEMA) with its `split` column, by hash of the id."""
+    """Returns the table (SAFE_SCHEMA) with its `split` column, by hash of the id."""
     splits = [split_of(name, validation_share) for name in table["id"].to_pylist()]
     return table.append_column(DOCUMENT_SCHEMA.field("split"), pa.array(splits, pa.string()))
 

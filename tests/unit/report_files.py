@@ -64,6 +64,8 @@ def _corpus(folder: Path, num_documents: int, rng: np.random.Generator) -> np.nd
         "dump": ["here"] * num_documents,
         "num_bytes": sizes.tolist(),
         "links": [[]] * num_documents,
+        "toxic_score": [None] * num_documents,
+        "porn_score": [None] * num_documents,
         "split": splits.tolist(),
     }
     rows["url"][0] = f"https://{HOSTILE}/"

@@ -7,7 +7,7 @@ import pytest
 
 from t5x_style.corpus.documents import (
     DOCUMENT_SCHEMA,
-    TEXT_SCHEMA,
+    SAFE_SCHEMA,
     Funnel,
     document_id,
     read_documents,
@@ -33,7 +33,7 @@ def table_of(texts, first=0):
         }
         for i, text in enumerate(texts)
     ]
-    return pa.Table.from_pylist(rows, TEXT_SCHEMA)
+    return pa.Table.from_pylist(rows, SAFE_SCHEMA)
 
 
 def digests(paths):
@@ -43,7 +43,7 @@ def digests(paths):
 def test_the_schema_is_the_one_the_data_room_was_promised():
     assert DOCUMENT_SCHEMA.names == [
         "id", "url", "title", "text", "language", "language_score", "date", "dump", "num_bytes",
-        "links", "split",
+        "links", "toxic_score", "porn_score", "split",
     ]  # fmt: skip
     types = {field.name: field.type for field in DOCUMENT_SCHEMA}
     assert types["language_score"] == pa.float32()

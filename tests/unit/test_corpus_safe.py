@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
-from t5x_style.corpus.documents import TEXT_SCHEMA, document_id
+from t5x_style.corpus.documents import SAFE_SCHEMA, TEXT_SCHEMA, document_id
+from t5x_style.corpus.linear_scorer import LinearScorer, LinearSettings, train_linear
 from t5x_style.corpus.wanjuan_cc.blocklists import Domains, Words, read_list, words_of
 from t5x_style.corpus.wanjuan_cc.pii import KINDS, MaskSettings, mask
-from t5x_style.corpus.wanjuan_cc.safe import Safe, SafeSettings
+from t5x_style.corpus.wanjuan_cc.safe import Cut, Safe, SafeSettings
 
 ALL = MaskSettings()
 
@@ -156,6 +157,26 @@ def test_the_stage_drops_masks_and_moves_links(tmp_path):
     assert (mail["start"], mail["end"], mail["anchor"]) == (-1, -1, "[EMAIL]")
     assert (none["start"], none["end"]) == (-1, -1)
     assert clean["id"] == "x"
+
+
+def test_models_judge_what_the_lists_have_left(tmp_path):
+    rude = ["you are a rude fool", "fool and rude", "rude rude"]
+    kind = ["a kind word", "what a fine day", "you are kind"]
+    labels = [True] * 3 + [False] * 3
+    train_linear(rude + kind, labels, LinearSettings(bits=8, l2=1e-3)).save(tmp_path)
+    texts = ["rude fool", "a fine kind day, a@b.org"]
+    settings = SafeSettings(toxicity=Cut(str(tmp_path), limit=0.5))
+    table = documents(*[("https://a.example/", text, []) for text in texts])
+    kept, dropped = Safe(settings)(table)
+    assert dropped == {"toxic": 1}
+    assert kept.schema.names == SAFE_SCHEMA.names
+    (row,) = kept.to_pylist()
+    assert row["text"] == "a fine kind day, [EMAIL]"
+    # Of the text as it was.
+    assert row["toxic_score"] == LinearScorer.load(tmp_path).scores(texts)[1] < 0.5
+    assert row["porn_score"] is None
+    with pytest.raises(ValueError, match="train_scorer"):
+        Safe(SafeSettings(pornography=Cut(str(tmp_path / "gone"))))
 
 
 def test_lists_that_are_shipped_are_found_and_others_are_asked_for(tmp_path):

@@ -2,7 +2,8 @@
 
 Lists first, as in the technical report of the same authors (arXiv 2403.17297, section 3.1.1), where
 words are matched conservatively because they say little by themselves; masking last, so that what
-judges a text sees it as it was. Scores by models are to come between the two.
+judges a text sees it as it was. Between the two come scores by models, which users train on labels
+of their own (`run.train_scorer`).
 """
 
 import dataclasses
@@ -11,10 +12,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from t5x_style.corpus.documents import document_id
+from t5x_style.corpus.documents import SCORE_FIELDS, document_id
+from t5x_style.corpus.linear_scorer import LinearScorer
 from t5x_style.corpus.stages import Outcome, keep_rows
 from t5x_style.corpus.wanjuan_cc.blocklists import Domains, Words, read_list, words_of
 from t5x_style.corpus.wanjuan_cc.pii import Masked, MaskSettings, mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A score, and what is too much of it.
+
+    Attributes:
+      scorer: output folder of `run.train_scorer`.
+      limit: texts that score this or more go. The paper's are not known; the scorer's measures by
+        threshold are beside it.
+    """
+
+    scorer: str
+    limit: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +44,7 @@ class SafeSettings:
       word_lists: files of words and phrases. The authors had 36,289; LDNOOBW is a public list.
       min_word_hits: so many words of the lists in a text are too many, if they are also
       min_word_share: this share of its words or more. Neither is known of the paper.
+      toxicity, pornography: by models; None for no such score.
       mask: personal data.
     """
 
@@ -35,6 +52,8 @@ class SafeSettings:
     word_lists: tuple[str, ...] = ("unsafe/words.txt",)
     min_word_hits: int = 3
     min_word_share: float = 0.005
+    toxicity: Cut | None = None
+    pornography: Cut | None = None
     mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
 
 
@@ -45,13 +64,15 @@ class Safe:
       masked: personal data masked so far, by kind.
 
     Raises:
-      ValueError: a list is not there or no text.
+      ValueError: a list is not there or no text, or a scorer is not there.
     """
 
     def __init__(self, settings: SafeSettings):
         self._settings = settings
         self._domains = Domains(name for path in settings.domain_lists for name in read_list(path))
         self._words = Words(name for path in settings.word_lists for name in read_list(path))
+        self._cuts = {"toxic": settings.toxicity, "porn": settings.pornography}
+        self._scorers = {n: LinearScorer.load(cut.scorer) for n, cut in self._cuts.items() if cut}
         self.masked: Counter[str] = Counter()
 
     def __call__(self, table: pa.Table) -> Outcome:
@@ -61,13 +82,29 @@ class Safe:
           table: documents (`documents.TEXT_SCHEMA`).
 
         Returns:
-          The safe documents, masked, and the others counted under "unsafe_domain" and
-          "unsafe_words".
+          The safe documents, masked (`documents.SAFE_SCHEMA`), and the others counted under
+          "unsafe_domain", "unsafe_words", "toxic" and "porn".
         """
         urls, texts = table["url"].to_pylist(), table["text"].to_pylist()
         reasons = [self._reason(url, text) for url, text in zip(urls, texts, strict=True)]
         kept, dropped = keep_rows(table, reasons)
-        return self._masked(kept), dropped
+        kept, too_much = self._scored(kept)
+        return self._masked(kept), {**dropped, **too_much}
+
+    def _scored(self, table: pa.Table) -> Outcome:
+        """Adds the scores, and drops what one of them is too high of."""
+        texts = table["text"].to_pylist()
+        reasons: list[str | None] = [None] * len(texts)
+        for field, (name, cut) in zip(SCORE_FIELDS, self._cuts.items(), strict=True):
+            scores = pa.nulls(len(texts), field.type)
+            if cut is not None:
+                scores = pa.array(self._scorers[name].scores(texts), field.type)
+                reasons = [
+                    reason or (name if score.as_py() >= cut.limit else None)
+                    for reason, score in zip(reasons, scores, strict=True)
+                ]
+            table = table.append_column(field, scores)
+        return keep_rows(table, reasons)
 
     def _reason(self, url: str, text: str) -> str | None:
         if self._domains.has_host_of(url):
