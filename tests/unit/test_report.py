@@ -125,7 +125,7 @@ def test_where_tokens_go_is_told_of_mixtures_alone(page, text):
 
 def test_routers_are_compared_with_what_they_rectify(page, text):
     words = " ".join(page.text)
-    for expected in ("2.9500 ± 0.0100", "−0.0100 ± 0.0020", "top-1 and its rectifications"):
+    for expected in ("2.9500 ± 0.0100", "−0.0100 ± 0.0020", "less that of top-1 for the same seed"):
         assert expected in words, expected
     study = text[text.index('id="routers"') :]
     assert study[: study.index("</section>")].count('class="cell tone0"') == 4 * 4

@@ -1,4 +1,4 @@
-"""The section about a study of routers: one table, losses by capacity, and where tokens went."""
+"""The section about a study of routers: one table, gains by capacity, and where tokens went."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def _study(inputs: Inputs) -> Html:
     )
     parts = [explanation, _table(rows)]
     for plain in sorted({row["plain"] for row in rows if row["plain"]}):
-        parts.append(_losses(plain, [r for r in rows if plain in (r["router"], r["plain"])]))
+        parts.append(_differences(plain, [row for row in rows if row["plain"] == plain]))
     maps = [_heat_map(row) for row in rows if row["load"]]
     parts.append(details("Load by mixture and expert", tag("div", *maps, class_="pair")))
     return join(parts)
@@ -68,32 +68,32 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Html:
     return table(headings, cells, caption=caption)
 
 
-def _losses(plain: str, rows: Sequence[Mapping[str, Any]]) -> Html:
-    """Losses by capacity factor of a plain router and of those that rectify it."""
+def _differences(plain: str, rows: Sequence[Mapping[str, Any]]) -> Html:
+    """What rectifications of a router gain, by capacity factor."""
     series = []
     for name in dict.fromkeys(row["router"] for row in rows):
         of_arm = [row for row in rows if row["router"] == name]
-        losses = [row["loss"] for row in of_arm]
-        spread = [row["loss_deviation"] or 0.0 for row in of_arm]
+        gains = [row["difference"] for row in of_arm]
+        spread = [row["difference_deviation"] or 0.0 for row in of_arm]
         series.append(
             Series(
                 name,
                 [row["capacity_factor"] for row in of_arm],
-                losses,
+                gains,
                 len(series),
                 "marks",
-                low=[loss - s for loss, s in zip(losses, spread, strict=True)],
-                high=[loss + s for loss, s in zip(losses, spread, strict=True)],
+                low=[gain - s for gain, s in zip(gains, spread, strict=True)],
+                high=[gain + s for gain, s in zip(gains, spread, strict=True)],
             )
         )
     caption = (
-        f"Held-out loss by capacity factor: {plain} and its rectifications. Bands are one standard "
-        "deviation over seeds to each side."
+        f"Held-out loss by capacity factor, less that of {plain} for the same seed: below 0 is "
+        "better. Bands are one standard deviation over seeds to each side."
     )
     drawing = chart(
         series,
         x=Axis("capacity factor"),
-        y=Axis("held-out loss (nats per token)"),
+        y=Axis("difference (nats per token)"),
         description=caption,
     )
     return figure(drawing, caption, legend(series))
