@@ -127,6 +127,10 @@ def checksums(folder: Path) -> dict[str, Any]:
     """Returns what each stage of a finished pipeline left behind, without times."""
     from t5x_style.train import checkpoint, fingerprint, state
 
+    def weights(run_dir: Path) -> str:
+        _, params = checkpoint.load_model(run_dir)
+        return fingerprint.digest(state.named_leaves({"params": params}))
+
     found: dict[str, Any] = {}
     for path in sorted(folder.glob(f"runs/**/{MANIFEST_NAME}")):
         manifest = json.loads(path.read_text())
@@ -134,10 +138,12 @@ def checksums(folder: Path) -> dict[str, Any]:
         # The report shows wall times; what a stage keeps for itself is named by absolute paths.
         if manifest["stage"] != "report" and ".work/" not in name:
             found[name] = manifest["content"]
+        # The files of a checkpoint hold times.
+        if manifest["stage"] == "upcycle":
+            found[name] = weights(path.parent)
     for path in sorted(folder.glob(f"runs/**/{run_folder.DONE}")):
-        _, params = checkpoint.load_model(path.parent)
         name = path.parent.relative_to(folder).as_posix()
-        found[f"{name} weights"] = fingerprint.digest(state.named_leaves({"params": params}))
+        found[f"{name} weights"] = weights(path.parent)
         found[f"{name} metrics"] = _metrics(path.parent)
     return found
 
