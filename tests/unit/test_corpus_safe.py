@@ -29,6 +29,10 @@ ALL = MaskSettings()
         ("SSN 219-09-9999", "SSN [SSN]"),
         ("DE89 3704 0044 0532 0130 00 and GB82WEST12345698765432", "[IBAN] and [IBAN]"),
         ("é@example.org", "é@example.org"),
+        ("4111111111111111 8.8.8.8", "[CARD] [IP]"),
+        ("GB82 WEST 1234 5698 7654 32 4111 1111 1111 1111", "[IBAN] [CARD]"),
+        ("GB82WEST12345698765432 THIS IS IT", "[IBAN] THIS IS IT"),
+        ("AB12 CD34 GB82 WEST 1234 5698 7654 32", "AB12 CD34 [IBAN]"),
     ],
 )
 def test_personal_data_is_masked(text, wanted):
@@ -63,7 +67,19 @@ def test_kinds_and_patterns_of_ones_own():
         MaskSettings(extra=(("bad", "("),))
 
 
-PIECES = ["a@b.org", "8.8.8.8", "212-555-0123", "4111111111111111", "219-09-9999", "-", " ", "\n"]
+PIECES = [
+    "GB82WEST12345698765432",
+    "GB82 WEST 1234 5698 7654 32",
+    "+44 20 7946 0958",
+    "a@b.org",
+    "8.8.8.8",
+    "212-555-0123",
+    "4111111111111111",
+    "219-09-9999",
+    "-",
+    " ",
+    "\n",
+]
 
 
 @hypothesis.given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5)).map("".join))

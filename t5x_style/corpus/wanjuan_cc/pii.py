@@ -7,11 +7,10 @@ neither digits nor signs that a pattern asks for, and no pattern crosses a line,
 changes nothing and the number of lines stays.
 """
 
-import bisect
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 _EMAIL = re.compile(
@@ -21,7 +20,11 @@ _EMAIL = re.compile(
 _IBAN = re.compile(
     r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.ASCII
 )
-_CARD = re.compile(r"(?<![\w.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-])", re.ASCII)
+_CARD = re.compile(
+    r"(?<![\w.-])(?:[3-6]\d{12,18}|[3-6]\d{3}([ -])\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -])\d{6}\2\d{5})"
+    r"(?![\w-])",
+    re.ASCII,
+)
 _SSN = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", re.ASCII)
 _PHONE = re.compile(
     r"(?<![\w.+-])\+[1-9][\d ().-]{6,20}\d(?!\w)"  # E.164, with what people put between
@@ -67,11 +70,26 @@ def _is_public_ip(text: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """A kind of personal data: its pattern, and what a match must stand besides."""
+    """A kind of personal data: its pattern, and what a match must stand besides.
+
+    A match that does not stand it may yet do so without its last words, which then are no part of
+    the number but what comes behind it.
+    """
 
     pattern: re.Pattern[str]
     is_meant: Callable[[str], bool] = lambda text: True
     sign: str = ""  # a text without it has none
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yields start and end of each, from the left."""
+        match = self.pattern.search(text)
+        while match is not None:
+            start, end = match.span()
+            while end > start and not self.is_meant(text[start:end]):
+                end = max(text.rfind(" ", start, end), start)
+            if end > start:
+                yield start, end
+            match = self.pattern.search(text, end if end > start else start + 1)
 
 
 # In the order in which they are looked for: what is more particular first.
@@ -142,26 +160,29 @@ def mask(text: str, settings: MaskSettings) -> Masked:
     kinds = {name: kind for name, kind in _KINDS.items() if name in settings.kinds}
     kinds |= {name: _Kind(re.compile(pattern)) for name, pattern in settings.extra}
     spans: list[tuple[int, int, str]] = []
-    for name, kind in kinds.items():
-        if kind.sign not in text:
-            continue
-        found = [
-            (match.start(), match.end(), name)
-            for match in kind.pattern.finditer(text)
-            if match[0] and kind.is_meant(match[0])
-        ]
-        spans = sorted(spans + [span for span in found if not _overlaps(span, spans)])
+    left, num_before = text, -1
+    # What ends where something masked begins could not be told before: until nothing more is found.
+    while len(spans) > num_before:
+        num_before = len(spans)
+        for name, kind in kinds.items():
+            if kind.sign not in left:
+                continue
+            found = [(start, end, name) for start, end in kind.spans(left)]
+            left = _replaced(left, found, lambda start, end, _: "]" * (end - start))
+            spans += found
+    spans.sort()
+    return Masked(_replaced(text, spans, lambda start, end, name: _placeholder(name)), spans)
+
+
+def _replaced(
+    text: str, spans: Sequence[tuple[int, int, str]], by: Callable[[int, int, str], str]
+) -> str:
+    """Returns the text with spans, which are in order and apart, replaced."""
     parts, at = [], 0
     for start, end, name in spans:
-        parts += [text[at:start], _placeholder(name)]
+        parts += [text[at:start], by(start, end, name)]
         at = end
-    return Masked("".join([*parts, text[at:]]), spans)
-
-
-def _overlaps(span: tuple[int, int, str], sorted_spans: list[tuple[int, int, str]]) -> bool:
-    place = bisect.bisect_left(sorted_spans, span)
-    beside = sorted_spans[max(place - 1, 0) : place + 1]
-    return any(start < span[1] and span[0] < end for start, end, _ in beside)
+    return "".join([*parts, text[at:]])
 
 
 def _placeholder(kind: str) -> str:
