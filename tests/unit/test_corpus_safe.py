@@ -61,6 +61,9 @@ def test_kinds_and_patterns_of_ones_own():
     assert (
         mask("T-1234 by a@b.org from 8.8.8.8", settings).text == "[TICKET] by [EMAIL] from 8.8.8.8"
     )
+    # One that matches anything, what is masked already included, comes to an end.
+    greedy = MaskSettings(kinds=("email",), extra=(("all", r"[^x]+"),))
+    assert mask("a@b.org x yz", greedy).text == "[EMAIL] x[ALL]"
     with pytest.raises(ValueError, match=r"MaskSettings.kinds.*name"):
         MaskSettings(kinds=("names",))
     with pytest.raises(ValueError, match=r"MaskSettings.extra.*'bad'"):

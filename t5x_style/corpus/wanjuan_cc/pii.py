@@ -102,6 +102,7 @@ _KINDS = {
     "ip": _Kind(_IP, _is_public_ip),
 }
 KINDS = tuple(_KINDS)
+_FILL = "\0"  # in the place of what is masked already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +168,12 @@ def mask(text: str, settings: MaskSettings) -> Masked:
         for name, kind in kinds.items():
             if kind.sign not in left:
                 continue
-            found = [(start, end, name) for start, end in kind.spans(left)]
-            left = _replaced(left, found, lambda start, end, _: "]" * (end - start))
+            found = [
+                (start, end, name)
+                for start, end in kind.spans(left)
+                if _FILL not in left[start:end]  # as a pattern of one's own may reach
+            ]
+            left = _replaced(left, found, lambda start, end, _: _FILL * (end - start))
             spans += found
     spans.sort()
     return Masked(_replaced(text, spans, lambda start, end, name: _placeholder(name)), spans)
