@@ -67,6 +67,22 @@ class Case:
     repeat: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a model is given for a case, and what is known of it.
+
+    Attributes:
+      prompt: token ids.
+      needle: what is hidden there, key and value filled in.
+      distance: tokens from the end of the needle to the end of the prompt: how far a model must
+        look back for the answer.
+    """
+
+    prompt: list[int]
+    needle: Needle
+    distance: int
+
+
 def cases(lengths: Sequence[int], depths: Sequence[float], num_repeats: int) -> Iterator[Case]:
     """Yields all cases, the shortest first."""
     for length, depth, repeat in itertools.product(sorted(lengths), depths, range(num_repeats)):
@@ -81,8 +97,8 @@ def build(
     *,
     answer_tokens: int,
     seed: int = 0,
-) -> tuple[list[int], Needle]:
-    """Returns the prompt of a case, and its needle with key and value.
+) -> Question:
+    """Returns the question of a case.
 
     Texts are shuffled by the number of the repeat and joined until there is enough; the needle is
     put before the token `int(len * depth / 100)`.
@@ -121,7 +137,8 @@ def build(
         )
     hay = hay[:num_tokens]
     place = int(len(hay) * case.depth / 100)
-    return [*before, *hay[:place], *hidden, *hay[place:], *after], needle
+    behind = [*hay[place:], *after]
+    return Question([*before, *hay[:place], *hidden, *behind], needle, len(behind))
 
 
 def answered(text: str, needle: Needle, depth: float) -> str:

@@ -16,7 +16,7 @@ from t5x_style.config import cli
 from t5x_style.data.text_tasks import TextTask, read_texts, task_files
 from t5x_style.data.vocabulary import Vocabulary
 from t5x_style.evals import needle as needles
-from t5x_style.evals.needle import Case, Needle
+from t5x_style.evals.needle import Case, Needle, Question
 from t5x_style.infer.sampler import Sampler
 from t5x_style.infer.sampling import Sampling
 from t5x_style.progress import progress
@@ -109,14 +109,14 @@ def needle(
                 for case in batch
             ]
             samples = sampler.generate(
-                [[words.bos_id, *prompt] for prompt, _ in built],
+                [[words.bos_id, *question.prompt] for question in built],
                 answer_tokens,
                 sampling=Sampling(temperature=0.0),
                 stop_ids=[words.eos_id],
             )
-            for case, (_, filled), sample in zip(batch, built, samples, strict=True):
+            for case, question, sample in zip(batch, built, samples, strict=True):
                 ids = [token for token in sample.tokens if token != words.eos_id]
-                answers[name, case] = _row(name, case, filled, words.decode(ids))
+                answers[name, case] = _row(name, case, question, words.decode(ids))
             _append(kept, [answers[name, case] for case in batch])
         rows = [row for (other, _), row in answers.items() if other == name]
         mean = sum(row["keyword"] for row in rows) / len(rows)
@@ -143,15 +143,16 @@ def _batches(waiting: Sequence[Case], batch_tokens: int) -> Iterator[list[Case]]
         yield batch
 
 
-def _row(name: str, case: Case, needle: Needle, answer: str) -> dict[str, Any]:
+def _row(name: str, case: Case, question: Question, answer: str) -> dict[str, Any]:
     return {
         "name": name,
         "length": case.length,
         "depth": case.depth,
         "repeat": case.repeat,
-        "wanted": needle.keyword,
+        "distance": question.distance,
+        "wanted": question.needle.keyword,
         "answer": answer,
-        **needles.scores(answer, needle),
+        **needles.scores(answer, question.needle),
     }
 
 
@@ -161,12 +162,13 @@ def _about(model: TrainedModel, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
     for row in rows:
         if row["name"] == model.name:
             cells[row["length"], row["depth"]].append(row)
+    averaged = ("distance", *needles.SCORES)
     means = [
         {
             "length": length,
             "depth": depth,
             "num": len(found),
-            **{score: sum(row[score] for row in found) / len(found) for score in needles.SCORES},
+            **{name: sum(row[name] for row in found) / len(found) for name in averaged},
         }
         for (length, depth), found in sorted(cells.items())
     ]

@@ -251,6 +251,7 @@ def _needle(folder: Path) -> None:
                     "length": length,
                     "depth": depth,
                     "num": 10,
+                    "distance": length * (1 - depth / 100) + 8,
                     "keyword": 98.0 if length <= trained else 7.0 + depth / 10,
                     "edit": 99.0 if length <= trained else 31.5,
                 }

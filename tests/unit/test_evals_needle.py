@@ -46,7 +46,8 @@ def encode(text):
 
 @pytest.mark.parametrize("depth", [0, 30, 100])
 def test_the_needle_lies_at_its_depth_in_a_prompt_of_its_length(depth):
-    prompt, filled = build(Case(160, depth, 0), NEEDLE, TEXTS, encode, answer_tokens=10)
+    question = build(Case(160, depth, 0), NEEDLE, TEXTS, encode, answer_tokens=10)
+    prompt, filled = question.prompt, question.needle
     assert len(prompt) == 150
     text = bytes(prompt).decode()
     assert text.startswith("Read {this}:\n")
@@ -54,12 +55,13 @@ def test_the_needle_lies_at_its_depth_in_a_prompt_of_its_length(depth):
     hay = text[len(filled.before) : -len(filled.after)]
     place = hay.index(filled.statement)
     assert place == int((len(hay) - len(filled.statement)) * depth / 100)
+    assert text[-question.distance - len(filled.statement) :].startswith(filled.statement)
 
 
 def test_cases_differ_in_texts_and_keys_and_are_the_same_again():
     def prompts(seed):
         cases = needles.cases([200, 100], [0, 50], 3)
-        return [build(c, NEEDLE, TEXTS, encode, answer_tokens=5, seed=seed)[0] for c in cases]
+        return [build(c, NEEDLE, TEXTS, encode, answer_tokens=5, seed=seed).prompt for c in cases]
 
     assert prompts(0) == prompts(0) != prompts(1)
     assert len({tuple(prompt) for prompt in prompts(0)}) == 12

@@ -106,6 +106,7 @@ def test_what_each_checkpoint_finds_stands_side_by_side(page, text):
     words = " ".join(page.text)
     assert "512, 50: 12" in words
     assert "trained at 256" in words
+    assert "short 1 to 256" in words and "short 257 to 1,024" in words
     assert words.index("RoPE base 50,000") < words.index("RoPE base 1,000,000")
 
 

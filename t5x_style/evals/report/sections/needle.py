@@ -1,5 +1,6 @@
 """The section about the needle in a haystack: what each checkpoint finds, by length and depth."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -24,6 +25,7 @@ def _needles(inputs: Inputs) -> Html:
         "asked for. Every checkpoint gets the same texts, statements and questions.",
     )
     maps = [_heat_map(row) for row in checkpoints]
+    windows = sorted({row["trained_length"] for row in checkpoints if row["trained_length"]})
     headings = ("Checkpoint", "Length", "Right answers, %", "Similarity by edits", "Questions")
     rows = [
         (row["name"], number(length), *_means(cells), number(sum(c["num"] for c in cells)))
@@ -39,8 +41,41 @@ def _needles(inputs: Inputs) -> Html:
             explanation,
             tag("div", *maps, class_="pair"),
             table(headings, rows, caption=caption),
+            _by_distance(checkpoints, windows),
         ]
     )
+
+
+def _by_distance(checkpoints: list[dict[str, Any]], windows: list[int]) -> Html:
+    """Returns what is found within each length that a checkpoint was trained at, and beyond it.
+
+    Length alone does not tell this: at a great depth of a long text the statement lies near the
+    question.
+    """
+    rows = []
+    for row in checkpoints:
+        for least, most in zip([0, *windows], [*windows, math.inf], strict=True):
+            cells = [cell for cell in row["cells"] if least < cell["distance"] <= most]
+            if cells:
+                label = f"{number(least + 1)} to {number(most)}"
+                if most == math.inf:
+                    label = f"more than {number(least)}"
+                num = sum(cell["num"] for cell in cells)
+                lowest = min(cell["keyword"] for cell in cells)
+                rows.append((row["name"], label, *_means(cells), f"{lowest:.0f}", number(num)))
+    headings = (
+        "Checkpoint",
+        "Distance",
+        "Right answers, %",
+        "Similarity by edits",
+        "Lowest cell, %",
+        "Questions",
+    )
+    caption = (
+        "By distance from the statement to the end of the question, in tokens, divided at the "
+        "lengths that the checkpoints were trained at. A cell is one length and depth."
+    )
+    return table(headings, rows, caption=caption) if windows else join([])
 
 
 def _by_length(cells: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
