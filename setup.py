@@ -59,6 +59,10 @@ EXTRAS = {
         "brotli>=1.1,<2",  # Bodies that servers sent with Content-Encoding: br.
         "pyarrow>=20,<27",  # Parquet shards of documents; 27 is not known yet.
     ],
+    # The stages of a corpus on many machines.
+    "cluster": [
+        "distributed>=2026.6,<2027",  # Schedules the tasks; its API has been stable for years.
+    ],
     # Looking at runs. The report draws its own figures.
     "eval": [
         "tensorboard>=2.20,<3",  # Shows runs; TensorFlow 2.21 no longer brings it.
@@ -83,7 +87,13 @@ EXTRAS = {
         "fastwarc>=2.0,<3",  # and this one.
     ],
 }
-EXTRAS["all"] = [*EXTRAS["seqio"], *EXTRAS["corpus"], *EXTRAS["eval"], *EXTRAS["test"]]
+EXTRAS["all"] = [
+    *EXTRAS["seqio"],
+    *EXTRAS["corpus"],
+    *EXTRAS["cluster"],
+    *EXTRAS["eval"],
+    *EXTRAS["test"],
+]
 
 
 class BuildWithFolders(build_py):

@@ -57,6 +57,21 @@ def _plain(value: Any) -> Any:
     )
 
 
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the manifest of a committed stage folder.
+
+    Raises:
+      ValueError: the folder is none.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        raise ValueError(
+            f"{os.fspath(folder)} is no finished stage folder (it has no {MANIFEST_NAME}): run the "
+            "stage that makes it first, or point the input at another folder"
+        )
+    return json.loads(path.read_text())
+
+
 def input_digest(path: str | os.PathLike[str]) -> str:
     """Returns what identifies an input: a stage folder's manifest, or a file's bytes.
 
@@ -65,13 +80,7 @@ def input_digest(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        manifest = path / MANIFEST_NAME
-        if not manifest.is_file():
-            raise ValueError(
-                f"{path} is no finished stage folder (it has no {MANIFEST_NAME}): run the stage "
-                "that makes it first, or point the input at another folder"
-            )
-        return json.loads(manifest.read_text())["content"]
+        return read_manifest(path)["content"]
     if not path.is_file():
         raise ValueError(f"input {path} does not exist")
     return file_digest(path)
@@ -115,7 +124,7 @@ class Artifact:
 
     def manifest(self) -> dict[str, Any]:
         """Returns the manifest of the finished folder."""
-        return json.loads((self.folder / MANIFEST_NAME).read_text())
+        return read_manifest(self.folder)
 
     def is_current(self) -> bool:
         """Whether the folder was made by these settings and inputs and is all there."""
@@ -128,13 +137,17 @@ class Artifact:
         )
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Writer]:
+    def write(self, attempt: str = "") -> Iterator[Writer]:
         """Yields a `Writer`; on success its folder replaces the output folder.
 
         On an exception the temporary folder is removed and the old output stays as it was.
+
+        Args:
+          attempt: keeps apart the temporary folders of processes that may write the same output at
+            a time. One without a name takes over what an earlier one left when it was killed.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder.with_name(f".{self.folder.name}.partial")
+        temporary = self.folder.with_name(f".{self.folder.name}{attempt}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         writer, start_secs = Writer(temporary), time.monotonic()

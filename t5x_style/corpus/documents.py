@@ -41,10 +41,15 @@ TEXT_SCHEMA = pa.schema(
         pa.field("links", pa.list_(LINK_TYPE)),
     ]
 )
-# Judgements of models from 0 to 1, null where there was none: of the first two more is worse.
-SCORE_FIELDS = tuple(pa.field(name, pa.float32()) for name in ("toxic_score", "porn_score"))
-SAFE_SCHEMA = pa.schema([*TEXT_SCHEMA, *SCORE_FIELDS])
-DOCUMENT_SCHEMA = SAFE_SCHEMA.append(pa.field("split", pa.string()))
+# Judgements of models from 0 to 1, null where there was none: of the first two more is worse, of
+# the others more is better.
+SAFETY_SCORES = ("toxic_score", "porn_score")
+QUALITY_SCORES = ("fluency_score", "not_ad_score")
+SAFE_SCHEMA = pa.schema([*TEXT_SCHEMA, *(pa.field(name, pa.float32()) for name in SAFETY_SCORES)])
+SCORED_SCHEMA = pa.schema(
+    [*SAFE_SCHEMA, *(pa.field(name, pa.float32()) for name in QUALITY_SCORES)]
+)
+DOCUMENT_SCHEMA = SCORED_SCHEMA.append(pa.field("split", pa.string()))
 
 FUNNEL_NAME = "funnel.json"
 _ID_BYTES = 16
@@ -68,7 +73,7 @@ def split_of(document_id: str, validation_share: float) -> str:
 
 
 def with_splits(table: pa.Table, validation_share: float) -> pa.Table:
-    """Returns the table (SAFE_SCHEMA) with its `split` column, by hash of the id."""
+    """Returns the table (SCORED_SCHEMA) with its `split` column, by hash of the id."""
     splits = [split_of(name, validation_share) for name in table["id"].to_pylist()]
     return table.append_column(DOCUMENT_SCHEMA.field("split"), pa.array(splits, pa.string()))
 
@@ -140,7 +145,7 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     if not paths:
         raise ValueError(
             f"no document shards (part-*.parquet) in {os.fspath(folder)}: give the output folder "
-            "of a finished curate stage"
+            "of a finished stage"
         )
     return paths
 
@@ -157,7 +162,16 @@ def read_documents(
       columns: names of the columns to read; all by default.
       batch_rows: most rows of a batch.
     """
-    for path in shard_paths(folder):
+    yield from shard_batches(shard_paths(folder), columns, batch_rows)
+
+
+def shard_batches(
+    paths: Iterable[str | os.PathLike[str]],
+    columns: Sequence[str] | None = None,
+    batch_rows: int = _ROWS_PER_GROUP,
+) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of shards, as `read_documents` does."""
+    for path in paths:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(
                 batch_size=batch_rows, columns=None if columns is None else list(columns)
@@ -166,13 +180,17 @@ def read_documents(
 
 @dataclasses.dataclass
 class FunnelStep:
-    """What one step did: rows in and out, bytes out, and rows dropped under each reason."""
+    """What one step did: rows in and out, bytes out, rows dropped under each reason.
+
+    `changed` counts what it altered in the rows that it kept, such as personal data masked.
+    """
 
     name: str
     num_in: int = 0
     num_out: int = 0
     bytes_out: int = 0
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    changed: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Funnel:
@@ -200,13 +218,21 @@ class Funnel:
             if count:
                 step.dropped[reason] = step.dropped.get(reason, 0) + count
 
+    def add_changes(self, name: str, changed: Mapping[str, int]) -> None:
+        """Adds to the counts of what a step altered."""
+        counts = self.steps.setdefault(name, FunnelStep(name)).changed
+        for kind, count in changed.items():
+            if count:
+                counts[kind] = counts.get(kind, 0) + count
+
     def merge(self, other: "Funnel") -> None:
         """Adds the counts of another funnel, step by step."""
         for step in other.steps.values():
             self.add(step.name, step.num_in, step.num_out, step.bytes_out, step.dropped)
+            self.add_changes(step.name, step.changed)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns {"steps": [{"name", "in", "out", "bytes_out", "dropped"}]} in pipeline order."""
+        """Returns {"steps": [{"name", "in", "out", "bytes_out", "dropped", "changed"}, ...]}."""
         return {
             "steps": [
                 {
@@ -215,6 +241,7 @@ class Funnel:
                     "out": step.num_out,
                     "bytes_out": step.bytes_out,
                     "dropped": dict(sorted(step.dropped.items())),
+                    "changed": dict(sorted(step.changed.items())),
                 }
                 for step in self.steps.values()
             ]
@@ -226,6 +253,7 @@ class Funnel:
         funnel = cls()
         for step in value["steps"]:
             funnel.add(step["name"], step["in"], step["out"], step["bytes_out"], step["dropped"])
+            funnel.add_changes(step["name"], step.get("changed", {}))
         return funnel
 
     def write(self, folder: str | os.PathLike[str]) -> None:

@@ -270,7 +270,7 @@ def serve(file_descriptor: int) -> None:
 
     connection = Connection(file_descriptor)
     order = json.loads(connection.recv_bytes())
-    _die_with_parent(order["parent"])
+    die_with_parent(order["parent"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def limit_cpu(secs: float) -> None:
@@ -320,7 +320,7 @@ def _limit_memory(above_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Asks Linux to kill this process when the parent ends, even in the midst of C code."""
     if not sys.platform.startswith("linux"):
         return

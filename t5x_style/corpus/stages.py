@@ -2,8 +2,8 @@
 
 A stage takes a table and gives the rows it keeps (edited or not) and a count of the rows it drops
 under each reason. It depends on the rows alone, never on how they were cut into tables, so any
-executor may run it: the local one of `run.curate` today, others later. What needs all rows at
-once (deduplication) is no stage of this kind.
+executor (`engine`) may run it. What needs all rows at once (deduplication) is no stage of this
+kind.
 """
 
 import dataclasses

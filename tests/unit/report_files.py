@@ -66,6 +66,8 @@ def _corpus(folder: Path, num_documents: int, rng: np.random.Generator) -> np.nd
         "links": [[]] * num_documents,
         "toxic_score": [None] * num_documents,
         "porn_score": [None] * num_documents,
+        "fluency_score": [None] * num_documents,
+        "not_ad_score": [None] * num_documents,
         "split": splits.tolist(),
     }
     rows["url"][0] = f"https://{HOSTILE}/"

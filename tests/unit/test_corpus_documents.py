@@ -7,7 +7,7 @@ import pytest
 
 from t5x_style.corpus.documents import (
     DOCUMENT_SCHEMA,
-    SAFE_SCHEMA,
+    SCORED_SCHEMA,
     Funnel,
     document_id,
     read_documents,
@@ -33,7 +33,7 @@ def table_of(texts, first=0):
         }
         for i, text in enumerate(texts)
     ]
-    return pa.Table.from_pylist(rows, SAFE_SCHEMA)
+    return pa.Table.from_pylist(rows, SCORED_SCHEMA)
 
 
 def digests(paths):
@@ -43,7 +43,7 @@ def digests(paths):
 def test_the_schema_is_the_one_the_data_room_was_promised():
     assert DOCUMENT_SCHEMA.names == [
         "id", "url", "title", "text", "language", "language_score", "date", "dump", "num_bytes",
-        "links", "toxic_score", "porn_score", "split",
+        "links", "toxic_score", "porn_score", "fluency_score", "not_ad_score", "split",
     ]  # fmt: skip
     types = {field.name: field.type for field in DOCUMENT_SCHEMA}
     assert types["language_score"] == pa.float32()
@@ -74,7 +74,7 @@ def test_shard_bytes_do_not_depend_on_how_rows_were_cut_into_tables(tmp_path):
 
 
 def test_a_folder_without_shards_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="curate"):
+    with pytest.raises(ValueError, match="finished stage"):
         list(read_documents(tmp_path))
 
 
@@ -109,5 +109,6 @@ def test_the_funnel_does_not_let_rows_go_missing(tmp_path):
         "out": 12,
         "bytes_out": 750,
         "dropped": {"empty": 2, "language": 1},
+        "changed": {},
     }
     assert [step["name"] for step in steps] == ["raw", "clean"]

@@ -7,7 +7,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from t5x_style.corpus.documents import SAFE_SCHEMA, with_splits, write_shards
+from t5x_style.corpus.documents import SCORED_SCHEMA, with_splits, write_shards
 from t5x_style.data.text_tasks import SPLITS, TextTask, read_texts, task_files
 
 
@@ -39,7 +39,7 @@ def curated(folder, count=160):
         }
         for i in range(count)
     ]
-    table = with_splits(pa.Table.from_pylist(rows, schema=SAFE_SCHEMA), 0.2)
+    table = with_splits(pa.Table.from_pylist(rows, schema=SCORED_SCHEMA), 0.2)
     write_shards(folder, [table], documents_per_shard=16)
     return str(folder), table.to_pylist()
 

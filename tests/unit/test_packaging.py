@@ -38,7 +38,7 @@ INDIRECT = {
 COMES_WITH = {"ml_dtypes": "jax", "jaxlib": "jax", "tensorstore": "orbax-checkpoint"}
 # Extras that a room may count on, besides the core.
 ROOM_EXTRAS = {
-    "corpus": ("corpus",),
+    "corpus": ("corpus", "cluster"),
     "data": ("seqio", "corpus"),
     "evals": ("eval", "corpus"),
     "run": ("seqio", "corpus", "eval"),

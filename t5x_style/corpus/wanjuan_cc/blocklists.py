@@ -71,17 +71,23 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def read_list(name: str | os.PathLike[str]) -> Iterator[str]:
-    """Yields the entries of a list.
+def list_path(name: str | os.PathLike[str]) -> Path:
+    """Returns where a list lies, given as a path or as a name under `data/`.
 
-    Args:
-      name: a path, or a name under `data/`.
+    Raises:
+      ValueError: there is no such file.
+    """
+    path = Path(name)
+    return path if path.is_file() else find_data(path)
+
+
+def read_list(name: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields the entries of a list (`list_path`).
 
     Raises:
       ValueError: there is no such file, or it holds no text.
     """
-    path = Path(name)
-    path = path if path.is_file() else find_data(path)
+    path = list_path(name)
     try:
         with open(path, encoding="utf-8") as lines:
             for line in lines:

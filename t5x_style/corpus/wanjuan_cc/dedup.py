@@ -6,8 +6,9 @@ here (25 x 5) make a pair at 0.7 a candidate with probability 0.99, and since ev
 verified by its exact Jaccard similarity, wrong merges do not occur. Connected components of the
 verified pairs are clusters.
 
-Works on all documents at once, and gives the same answer whatever order and batches they come in.
-Memory: 512 bytes of signature for each document, and the shingles of the candidates.
+`find_duplicates` works on texts in memory (512 bytes of signature for each, and the shingles of the
+candidates) and gives the same answer whatever order and batches they come in; `dedup_flow` makes
+the same of shards of any number, from the same functions.
 
 Shapes: D documents, S shingles, H hashes, P pairs.
 """
@@ -23,6 +24,8 @@ from scipy.sparse.csgraph import connected_components
 
 from t5x_style.corpus.text_hashes import TextBuffer, chunks, mix, ngram_hashes
 
+VERIFICATIONS = ("jaccard", "signature", "none")
+SCOPES = ("global", "dump")
 _EMPTY = np.uint32(0xFFFFFFFF)
 _IS_WORD_BYTE = np.zeros(256, bool)
 _IS_WORD_BYTE[[*range(48, 58), *range(97, 123), ord("_"), *range(128, 256)]] = True
@@ -39,6 +42,9 @@ class DedupSettings:
       bands, rows: a pair is a candidate if all rows of some band agree; at most num_hashes in all.
       ngram_words: words of a shingle.
       min_jaccard: least similarity of the shingle sets of two near-duplicates.
+      verify: how a candidate's similarity is found: "jaccard", exactly; "signature", as the share
+        of the signature's slots that agree; "none", not at all.
+      scope: "global", among all documents, as the paper does; "dump", within each dump.
       max_bucket_documents: in a bucket of more documents than this each is compared with the first
         and with its neighbours in order, not with all: thousands of copies of one page would make
         millions of pairs.
@@ -50,6 +56,8 @@ class DedupSettings:
     rows: int = 5
     ngram_words: int = 5
     min_jaccard: float = 0.7
+    verify: str = "jaccard"
+    scope: str = "global"
     max_bucket_documents: int = 256
     seed: int = 7
 
@@ -59,6 +67,11 @@ class DedupSettings:
                 f"dedup.DedupSettings: bands * rows = {self.bands} * {self.rows} is more than "
                 f"num_hashes = {self.num_hashes}"
             )
+        for name, values in (("verify", VERIFICATIONS), ("scope", SCOPES)):
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"dedup.DedupSettings.{name} = {getattr(self, name)!r}: take one of {values}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,34 +100,32 @@ def find_duplicates(
     """
     num_documents = len(ids)
     rank = _ranks(ids, priorities)
-    digests = np.empty(num_documents, "S32")
+    salts = scope_salts([dump for dump, *_ in priorities], settings)
+    digests = np.empty((num_documents, 2), np.uint64)
     signatures = np.empty((num_documents, settings.num_hashes), np.uint32)
     start = 0
-    for texts_chunk in _string_chunks(texts(None)):
+    for texts_chunk in string_chunks(texts(None)):
         stop = start + len(texts_chunk)
-        digests[start:stop] = [_normal_digest(text) for text in texts_chunk]
+        digests[start:stop] = text_digests(texts_chunk, salts[start:stop])
         signatures[start:stop] = minhash_signatures(texts_chunk, settings)
         start = stop
     assert start == num_documents, (start, num_documents)
-    exact = _all_but_best(np.unique(digests, return_inverse=True)[1], rank)
+    exact = _all_but_best(np.unique(digests.view("V16"), return_inverse=True)[1].ravel(), rank)
     left = np.flatnonzero(~exact)
     # In the order of rank, so that which pairs are looked at depends on the documents alone.
     left = left[np.argsort(rank[left])]
-    pairs_P2 = candidate_pairs(signatures[left], settings)
+    pairs_P2 = candidate_pairs(signatures[left], settings, salts[left])
     candidates = np.unique(pairs_P2)
     by_number = np.sort(left[candidates])
-    shingles = dict(
-        zip(by_number.tolist(), _shingle_sets(texts(by_number.tolist()), settings), strict=True)
+    found = dict(
+        zip(by_number.tolist(), evidence(texts(by_number.tolist()), settings), strict=True)
     )
-    jaccard_P = jaccard_of_pairs(
-        [shingles[number] for number in left[candidates].tolist()],
+    is_edge_P = are_alike(
+        [found[number] for number in left[candidates].tolist()],
         np.searchsorted(candidates, pairs_P2),
+        settings,
     )
-    edges = pairs_P2[jaccard_P >= settings.min_jaccard]
-    graph = sparse.coo_matrix(
-        (np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(left), len(left))
-    )
-    num_components, cluster = connected_components(graph, directed=False)
+    num_components, cluster = components(pairs_P2[is_edge_P], len(left))
     near = np.zeros(num_documents, bool)
     near[left] = _all_but_best(cluster, rank[left])
     sizes = np.bincount(cluster, minlength=num_components)
@@ -140,7 +151,8 @@ def _all_but_best(groups: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return goes
 
 
-def _string_chunks(texts: Iterable[str], num_chars: int = 1 << 20) -> Iterable[list[str]]:
+def string_chunks(texts: Iterable[str], num_chars: int = 1 << 20) -> Iterable[list[str]]:
+    """Yields runs of texts of about `num_chars` characters."""
     held: list[str] = []
     size = 0
     for text in texts:
@@ -159,10 +171,27 @@ def _words_of(text: str) -> bytes:
     return (text if text.isascii() else _NOT_WORD.sub(" ", text)).encode("utf-8", "replace")
 
 
-def _normal_digest(text: str) -> bytes:
-    words = b" ".join(_NOT_WORD.sub(" ", text.lower()).encode("utf-8", "replace").split())
-    # In hex, as NumPy's fixed-width bytes lose zero bytes at the end.
-    return hashlib.blake2b(words, digest_size=16).hexdigest().encode()
+def scope_salts(dumps: Sequence[str], settings: DedupSettings) -> np.ndarray:
+    """Returns uint64 [D]: what keeps the documents of different dumps apart, or zeros."""
+    if settings.scope == "global":
+        return np.zeros(len(dumps), np.uint64)
+    salts = {dump: _digest(dump.encode())[0] for dump in set(dumps)}
+    return np.array([salts[dump] for dump in dumps], np.uint64)
+
+
+def text_digests(texts: Sequence[str], salts_D: np.ndarray) -> np.ndarray:
+    """Returns uint64 [D, 2]: equal for texts of the same words, under the same salt."""
+    words = [
+        b" ".join(_NOT_WORD.sub(" ", text.lower()).encode("utf-8", "replace").split())
+        for text in texts
+    ]
+    digests = np.array([_digest(text) for text in words], np.uint64).reshape(len(texts), 2)
+    return digests ^ salts_D[:, None]
+
+
+def _digest(data: bytes) -> tuple[int, int]:
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
 def shingle_hashes(texts: Sequence[str], settings: DedupSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -251,41 +280,101 @@ def _hash_functions(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return draws[:num_hashes] | np.uint32(1), draws[num_hashes:]
 
 
-def candidate_pairs(signatures_DH: np.ndarray, settings: DedupSettings) -> np.ndarray:
+def candidate_pairs(
+    signatures_DH: np.ndarray, settings: DedupSettings, salts_D: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the pairs (int64 [P, 2], first < second, sorted) that agree in some band."""
     num_documents = len(signatures_DH)
-    full = np.flatnonzero(~(signatures_DH == _EMPTY).all(axis=1))
+    salts_D = np.zeros(num_documents, np.uint64) if salts_D is None else salts_D
+    full = np.flatnonzero(has_shingles(signatures_DH))
     found = [np.zeros(0, np.int64)]
-    for band in range(settings.bands):
-        rows = signatures_DH[full, band * settings.rows : (band + 1) * settings.rows]
-        keys = np.zeros(len(full), np.uint64)
-        for column in rows.T:
-            keys = mix(keys + column)
-        order = np.argsort(keys, kind="stable")
-        edges = np.flatnonzero(np.diff(keys[order])) + 1
-        starts, stops = np.append(0, edges), np.append(edges, len(order))
-        shared = stops - starts > 1
-        for start, stop in zip(starts[shared].tolist(), stops[shared].tolist(), strict=True):
-            members = full[order[start:stop]]  # rising, as the sort is stable
-            first, second = _pairs_of_bucket(members, settings.max_bucket_documents)
-            found.append(first * num_documents + second)
+    for keys in band_keys(signatures_DH[full], settings, salts_D[full]).T:
+        order = np.argsort(keys, kind="stable")  # members of a bucket stay in rising order
+        first, second = full[order][bucket_pairs(keys[order], settings.max_bucket_documents)]
+        found.append(first * num_documents + second)
     codes = np.unique(np.concatenate(found))
     return np.stack(np.divmod(codes, max(num_documents, 1)), axis=1)
 
 
-def _pairs_of_bucket(members: np.ndarray, max_all: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(members) <= max_all:
-        first, second = np.triu_indices(len(members), 1)
-        return members[first], members[second]
-    star = np.full(len(members) - 1, members[0])
-    return np.append(star, members[1:-1]), np.append(members[1:], members[2:])
+def has_shingles(signatures_DH: np.ndarray) -> np.ndarray:
+    """Returns bool [D]: whether there was a word in the text at all."""
+    return ~(signatures_DH == _EMPTY).all(axis=1)
 
 
-def _shingle_sets(texts: Iterable[str], settings: DedupSettings) -> Iterable[np.ndarray]:
-    for chunk in _string_chunks(texts):
-        shingles, bounds = shingle_hashes(chunk, settings)
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            yield np.unique(shingles[start:stop])
+def band_keys(
+    signatures_DH: np.ndarray, settings: DedupSettings, salts_D: np.ndarray
+) -> np.ndarray:
+    """Returns uint64 [D, bands]: equal where signatures agree in all rows of a band, and salts."""
+    keys_DB = np.empty((len(signatures_DH), settings.bands), np.uint64)
+    for band in range(settings.bands):
+        # The band's number goes in, so that keys of different bands may lie in one bucket table.
+        keys = salts_D + np.uint64(band + 1)
+        for column in signatures_DH[:, band * settings.rows : (band + 1) * settings.rows].T:
+            keys = mix(keys + column)
+        keys_DB[:, band] = keys
+    return keys_DB
+
+
+def bucket_pairs(keys_K: np.ndarray, max_all: int) -> np.ndarray:
+    """Pairs up what lies in one bucket.
+
+    Args:
+      keys_K: keys, equal ones side by side.
+      max_all: in a bucket of more than this each is paired with the first and with its neighbours.
+
+    Returns:
+      int64 [2, P], places of the first and the second of each pair.
+    """
+    edges = np.flatnonzero(np.diff(keys_K)) + 1
+    starts, stops = np.append(0, edges), np.append(edges, len(keys_K))
+    twins = starts[stops - starts == 2]
+    found = [np.stack([twins, twins + 1])]
+    shared = stops - starts > 2
+    for start, stop in zip(starts[shared].tolist(), stops[shared].tolist(), strict=True):
+        members = np.arange(start, stop)
+        if len(members) <= max_all:
+            found.append(members[np.stack(np.triu_indices(len(members), 1))])
+        else:
+            star = np.full(len(members) - 1, start)
+            found.append(
+                np.stack([np.append(star, members[1:-1]), np.append(members[1:], members[2:])])
+            )
+    return np.concatenate(found, axis=1)
+
+
+def evidence(texts: Iterable[str], settings: DedupSettings) -> Iterable[np.ndarray]:
+    """Yields what `are_alike` needs of each text: uint64, its set of shingles or its signature."""
+    for chunk in string_chunks(texts):
+        if settings.verify == "jaccard":
+            shingles, bounds = shingle_hashes(chunk, settings)
+            for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+                yield np.unique(shingles[start:stop])
+        elif settings.verify == "signature":
+            yield from minhash_signatures(chunk, settings).astype(np.uint64)
+        else:
+            yield from np.zeros((len(chunk), 0), np.uint64)
+
+
+def are_alike(
+    found: Sequence[np.ndarray], pairs_P2: np.ndarray, settings: DedupSettings
+) -> np.ndarray:
+    """Returns bool [P]: which pairs of texts are near-duplicates by their evidence."""
+    if settings.verify == "none" or not len(pairs_P2):
+        return np.ones(len(pairs_P2), bool)
+    if settings.verify == "jaccard":
+        return jaccard_of_pairs(found, pairs_P2) >= settings.min_jaccard
+    signatures = np.stack(found)
+    agreeing_P = [(signatures[i] == signatures[j]).mean() for i, j in pairs_P2]
+    return np.array(agreeing_P) >= settings.min_jaccard
+
+
+def components(pairs_P2: np.ndarray, num_members: int) -> tuple[int, np.ndarray]:
+    """Returns the number of connected components, and int [num_members], each member's."""
+    graph = sparse.coo_matrix(
+        (np.ones(len(pairs_P2), bool), (pairs_P2[:, 0], pairs_P2[:, 1])),
+        shape=(num_members, num_members),
+    )
+    return connected_components(graph, directed=False)
 
 
 def jaccard_of_pairs(sets: Sequence[np.ndarray], pairs_P2: np.ndarray) -> np.ndarray:

@@ -1,76 +1,339 @@
-"""The stages of WanJuan-CC in order, and how a batch goes through them in a guarded child.
+"""The five stages of WanJuan-CC (arXiv 2402.19282), each from folders to a folder.
 
-Raw and Clean are stages (`corpus.stages`): functions of a table of pages or documents. Dedup looks
-at all documents and is called by whoever holds them all. Safe and High-Quality come behind it.
+Web archives -> Raw -> Clean -> Dedup -> Safe -> High-Quality. What a stage does to documents stands
+in its own module; here, which shards its tasks take and give, and what it must be told. Each output
+is a committed folder of shards (`corpus.documents`) with the funnel up to there; a stage that was
+killed goes on at the tasks that were not finished.
 """
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from t5x_style.corpus.documents import Funnel
+from t5x_style.artifacts import Artifact, input_digest
+from t5x_style.corpus.documents import (
+    DOCUMENT_SCHEMA,
+    QUALITY_SCORES,
+    SAFE_SCHEMA,
+    SCORED_SCHEMA,
+    TEXT_SCHEMA,
+    Funnel,
+    shard_batches,
+    with_splits,
+)
+from t5x_style.corpus.engine.executors import Executor
+from t5x_style.corpus.engine.tasks import Source, shards_of, sources_of_files, sources_of_shards
+from t5x_style.corpus.engine.verbs import Job
 from t5x_style.corpus.guard import GuardedPool, GuardLimits
 from t5x_style.corpus.html_scan import ScanLimits
+from t5x_style.corpus.linear_scorer import LinearScorer
+from t5x_style.corpus.pages import PageSettings, read_pages
+from t5x_style.corpus.scorer import LoadScorer, Scorer
 from t5x_style.corpus.stages import Stage, run_stages
+from t5x_style.corpus.wanjuan_cc import quality
+from t5x_style.corpus.wanjuan_cc.blocklists import list_path
 from t5x_style.corpus.wanjuan_cc.clean import CleanSettings, clean
+from t5x_style.corpus.wanjuan_cc.dedup import DedupSettings
+from t5x_style.corpus.wanjuan_cc.dedup_flow import deduplicate
+from t5x_style.corpus.wanjuan_cc.quality import QualitySettings
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings, extract
+from t5x_style.corpus.wanjuan_cc.safe import Safe, SafeSettings
 
-STEPS = ("raw", "clean")
+# What a stage does: the funnel before it, its outputs, and counts for its manifest.
+Act = Callable[[Job], tuple[Funnel, list[Source], dict[str, Any]]]
+STAGES = ("raw", "clean", "dedup", "safe", "high_quality")
 _FUNNEL_KEY = b"funnel"
 
 
-def make_work(settings: Mapping[str, Any]) -> Callable:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a stage.
+
+    Attributes:
+      executor: runs its tasks.
+      output_dir: where its documents go; what is under way lies beside it, under ".work".
+      documents_per_shard: rows of a shard; smaller ones are read together until they have half.
+      dry_run: say what would be done, and do nothing.
+    """
+
+    executor: Executor
+    output_dir: str
+    documents_per_shard: int = 8192
+    dry_run: bool = False
+
+    def stage(
+        self,
+        name: str,
+        inputs: str | Sequence[Path],
+        settings: Mapping[str, Any],
+        act: Act,
+        others: Sequence[str | Path] = (),
+    ) -> None:
+        """Makes a stage's folder, unless it is there.
+
+        Args:
+          name: of the stage.
+          inputs: folder or files that it works on.
+          settings: what decides its output.
+          act: gives the funnel before the stage, its outputs and counts for the manifest.
+          others: files and folders that decide its output as well.
+
+        Raises:
+          ValueError: no document is left.
+        """
+        missing = [
+            path
+            for path in (*others, *([inputs] if isinstance(inputs, str) else ()))
+            if not os.path.exists(path)
+        ]
+        if self.dry_run and missing:
+            print(f"{name}: takes {', '.join(map(str, missing))}, once there is such a thing")
+            return
+        known = {**settings, "others": [input_digest(path) for path in others]}
+        artifact = Artifact(
+            self.output_dir,
+            stage=name,
+            settings={**known, "documents_per_shard": self.documents_per_shard},
+            inputs={"inputs": inputs},
+        )
+        if artifact.is_current():
+            print(f"{name}: {self.output_dir} is there already")
+            return
+        if self.dry_run:
+            what = inputs if isinstance(inputs, str) else f"{len(inputs)} web archives"
+            print(f"{name}: {what}, into {self.output_dir}")
+            return
+        work = Path(self.output_dir).with_name(Path(self.output_dir).name + ".work")
+        work.mkdir(parents=True, exist_ok=True)
+        job = Job(self.executor, work, known)
+        funnel, outputs, counts = act(job)
+        for source in outputs:
+            funnel.merge(Funnel.read(source.paths[0]))
+        _check_left(name, funnel)
+        counts["documents"] = funnel.steps[name].num_out
+        job.write_shards(artifact, outputs, funnel, counts)
+        print("\n".join([f"{name}:", *funnel.lines()]))
+
+    def shards(self, folder: str) -> list[Source]:
+        """Returns the shards of an earlier stage."""
+        return sources_of_shards(folder, max(1, self.documents_per_shard // 2))
+
+
+def raw(
+    run: Run,
+    paths: Sequence[Path],
+    pages: PageSettings,
+    settings: RawSettings,
+    limits: GuardLimits,
+    hint: str,
+) -> None:
+    """Web archives to text in the languages wanted.
+
+    Args:
+      run: executor and output.
+      paths: web archives.
+      pages: which responses are pages.
+      settings: extraction and language.
+      limits: what one page may cost before it is given up and counted.
+      hint: which setting names the archives, for an error.
+
+    Raises:
+      ValueError: there is no response record in any.
+    """
+
+    def act(job: Job) -> tuple[Funnel, list[Source], dict[str, Any]]:
+        sources = sources_of_files(job.executor, paths)
+        function = functools.partial(_extracted, pages=pages, settings=settings, limits=limits)
+        outputs = job.map_batches("raw", sources, function, TEXT_SCHEMA, run.documents_per_shard)
+        _check_records(outputs, paths, hint)
+        return Funnel(), outputs, {}
+
+    known = {"pages": pages, "raw": settings, "limits": limits}
+    run.stage("raw", paths, known, act)
+
+
+def clean_documents(run: Run, folder: str, settings: CleanSettings) -> None:
+    """Raw documents to those that pass the rules."""
+    function = functools.partial(_cleaned, settings=settings)
+    _map_stage(run, "clean", folder, function, TEXT_SCHEMA, {"clean": settings})
+
+
+def dedup_documents(
+    run: Run, folder: str, settings: DedupSettings, documents_per_partition: int
+) -> None:
+    """Clean documents to one of each kind."""
+
+    def act(job: Job) -> tuple[Funnel, list[Source], dict[str, Any]]:
+        found = deduplicate(
+            job,
+            run.shards(folder),
+            settings,
+            documents_per_shard=run.documents_per_shard,
+            documents_per_partition=documents_per_partition,
+        )
+        counts = {
+            "near_duplicate_clusters": sum(found.cluster_sizes.values()),
+            "cluster_sizes": found.cluster_sizes,
+        }
+        return Funnel.read(folder), found.outputs, counts
+
+    run.stage("dedup", folder, {"dedup": settings}, act)
+
+
+def safe_documents(
+    run: Run, folder: str, settings: SafeSettings, load_scorer: LoadScorer = LinearScorer.load
+) -> None:
+    """Documents without copies to safe ones, personal data masked."""
+    lists = [list_path(name) for name in (*settings.domain_lists, *settings.word_lists)]
+    scorers = [cut.scorer for cut in (settings.toxicity, settings.pornography) if cut]
+    others = [*lists, *scorers]
+    function = functools.partial(
+        _made_safe,
+        settings=settings,
+        load_scorer=load_scorer,
+        version=str([settings, *map(input_digest, others)]),
+    )
+    _map_stage(run, "safe", folder, function, SAFE_SCHEMA, {"safe": settings}, others)
+
+
+def high_quality_documents(
+    run: Run,
+    folder: str,
+    settings: QualitySettings,
+    validation_share: float,
+    load_scorer: LoadScorer = LinearScorer.load,
+) -> None:
+    """Safe documents to the better ones, each in its split.
+
+    Args:
+      run: executor and output.
+      folder: of the safe documents.
+      settings: what is good enough.
+      validation_share: share of the documents, by hash of their id, in the validation split. It is
+        drawn after deduplication, so that near-duplicates never stand on both sides.
+      load_scorer: gives the scorer of a folder.
+    """
+
+    scorers = [path for path in settings.scorers() if path]
+    versions = {path: input_digest(path) for path in scorers}
+
+    def act(job: Job) -> tuple[Funnel, list[Source], dict[str, Any]]:
+        scored = job.map_batches(
+            "scored",
+            run.shards(folder),
+            functools.partial(
+                _scored, settings=settings, load_scorer=load_scorer, versions=versions
+            ),
+            SCORED_SCHEMA,
+            run.documents_per_shard,
+        )
+        counts = sum(job.executor.map(_counted, scored), np.zeros(quality.STEPS + 1, np.int64))
+        least = quality.least_quality(counts, settings)
+        # The threshold is one of all shards, so it tells tasks apart.
+        marked = [dataclasses.replace(source, part=least) for source in scored]
+        outputs = job.map_batches(
+            "high_quality",
+            marked,
+            functools.partial(_better, validation_share=validation_share),
+            DOCUMENT_SCHEMA,
+            run.documents_per_shard,
+        )
+        return Funnel.read(folder), outputs, {"least_quality": least / quality.STEPS}
+
+    known = {"quality": settings, "validation_share": validation_share}
+    run.stage("high_quality", folder, known, act, scorers)
+
+
+def _map_stage(
+    run: Run,
+    name: str,
+    folder: str,
+    function: Callable[[Source, Funnel], Iterator[pa.Table]],
+    schema: pa.Schema,
+    settings: Mapping[str, Any],
+    others: Sequence[str | Path] = (),
+) -> None:
+    def act(job: Job) -> tuple[Funnel, list[Source], dict[str, Any]]:
+        outputs = job.map_batches(
+            name, run.shards(folder), function, schema, run.documents_per_shard
+        )
+        return Funnel.read(folder), outputs, {}
+
+    run.stage(name, folder, settings, act, others)
+
+
+def _check_records(outputs: Sequence[Source], paths: Sequence[Path], hint: str) -> None:
+    funnel = Funnel()
+    for source in outputs:
+        funnel.merge(Funnel.read(source.paths[0]))
+    records = funnel.steps["records"]
+    if not records.num_out:
+        names = ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
+        raise ValueError(f"no response records in {names} (found: {records.dropped}): {hint}")
+
+
+def _check_left(name: str, funnel: Funnel) -> None:
+    if funnel.steps[name].num_out:
+        return
+    raise ValueError(
+        f"no document is left after the stage {name!r}; loosen the settings of the stage where "
+        "most are dropped (raw.RawSettings, clean.CleanSettings, dedup.DedupSettings, "
+        "safe.SafeSettings, quality.QualitySettings):\n" + "\n".join(funnel.lines())
+    )
+
+
+def _tables(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
+    for batch in shard_batches(source.paths, schema.names):
+        yield pa.Table.from_batches([batch])
+
+
+def _extracted(
+    source: Source, funnel: Funnel, pages: PageSettings, settings: RawSettings, limits: GuardLimits
+) -> Iterator[pa.Table]:
+    """Raw: the pages of a web archive go through a guarded child of this task's own."""
+    factory = f"{__name__}:make_extraction"
+    for name in ("records", "pages", "raw"):
+        funnel.add(name, 0, 0, 0, {})
+    with GuardedPool(factory, dataclasses.asdict(settings), limits, num_workers=1) as pool:
+        tables = read_pages(source.paths[0], pages, funnel)
+        for result in pool.map(_to_bytes(table) for table in tables):
+            table = _from_bytes(result)
+            funnel.merge(Funnel.from_json(json.loads(table.schema.metadata[_FUNNEL_KEY])))
+            yield table.replace_schema_metadata(None)
+
+
+def make_extraction(fields: Mapping[str, Any]) -> Callable:
     """Makes the work of a guarded child: a table of pages to a table of documents.
 
     Args:
-      settings: {"raw": fields of RawSettings, "clean": fields of CleanSettings}.
+      fields: those of RawSettings.
 
     Returns:
       work(batch, begin, refused) on tables as Arrow streams; the result's schema metadata holds
       the funnel of the batch.
     """
-    fields = dict(settings["raw"])
-    raw = RawSettings(
+    settings = RawSettings(
         **{
             **fields,
             "languages": tuple(fields["languages"]),
             "scan": ScanLimits(**fields["scan"]),
         }
     )
-    rules = CleanSettings(**settings["clean"])
 
     def work(batch: bytes, begin: Callable[[int], None], refused: Mapping[int, str]) -> bytes:
-        stages = [
-            Stage("raw", functools.partial(extract, settings=raw, begin=begin, refused=refused)),
-            Stage("clean", functools.partial(clean, settings=rules)),
-        ]
-        funnel = Funnel(STEPS)
-        table = run_stages(_from_bytes(batch), stages, funnel)
+        stage = functools.partial(extract, settings=settings, begin=begin, refused=refused)
+        funnel = Funnel()
+        table = run_stages(_from_bytes(batch), [Stage("raw", stage)], funnel)
         return _to_bytes(table.replace_schema_metadata({_FUNNEL_KEY: json.dumps(funnel.to_json())}))
 
     return work
-
-
-def extract_and_clean(
-    tables: Iterable[pa.Table], pool: GuardedPool, funnel: Funnel
-) -> Iterator[pa.Table]:
-    """Yields the documents (TEXT_SCHEMA) of tables of pages, in order, and adds up the funnel."""
-    for result in pool.map(_to_bytes(table) for table in tables):
-        table = _from_bytes(result)
-        funnel.merge(Funnel.from_json(json.loads(table.schema.metadata[_FUNNEL_KEY])))
-        yield table.replace_schema_metadata(None)
-
-
-def stage_pool(
-    raw: RawSettings, rules: CleanSettings, limits: GuardLimits, num_workers: int | None
-) -> GuardedPool:
-    """Returns the pool of guarded children that runs Raw and Clean."""
-    settings = {"raw": dataclasses.asdict(raw), "clean": dataclasses.asdict(rules)}
-    return GuardedPool(f"{__name__}:make_work", settings, limits, num_workers)
 
 
 def _to_bytes(table: pa.Table) -> bytes:
@@ -83,3 +346,59 @@ def _to_bytes(table: pa.Table) -> bytes:
 def _from_bytes(data: bytes) -> pa.Table:
     with pa.ipc.open_stream(data) as stream:
         return stream.read_all()
+
+
+def _cleaned(source: Source, funnel: Funnel, settings: CleanSettings) -> Iterator[pa.Table]:
+    stage = Stage("clean", functools.partial(clean, settings=settings))
+    for table in _tables(source, TEXT_SCHEMA):
+        yield run_stages(table, [stage], funnel)
+
+
+def _made_safe(
+    source: Source, funnel: Funnel, settings: SafeSettings, load_scorer: LoadScorer, version: str
+) -> Iterator[pa.Table]:
+    if version not in _safes:
+        _safes.clear()
+        _safes[version] = Safe(settings, load_scorer)
+    safe = _safes[version]
+    safe.masked.clear()
+    for table in _tables(source, TEXT_SCHEMA):
+        yield run_stages(table, [Stage("safe", safe)], funnel)
+    funnel.add_changes("safe", safe.masked)
+
+
+# Lists of millions of domains and models are read once by a process, not once by a task.
+_safes: dict[str, Safe] = {}
+
+
+@functools.lru_cache(maxsize=2)
+def _scorer(load_scorer: LoadScorer, folder: str, version: str) -> Scorer:
+    del version  # of what the folder holds
+    return load_scorer(folder)
+
+
+def _scored(
+    source: Source,
+    funnel: Funnel,
+    settings: QualitySettings,
+    load_scorer: LoadScorer,
+    versions: Mapping[str, str],
+) -> Iterator[pa.Table]:
+    del funnel  # nothing is dropped before all scores are known
+    scorers = [
+        _scorer(load_scorer, path, versions[path]) if path else None for path in settings.scorers()
+    ]
+    for table in _tables(source, SAFE_SCHEMA):
+        yield quality.with_qualities(table, scorers)
+
+
+def _counted(source: Source) -> np.ndarray:
+    columns = pa.schema([SCORED_SCHEMA.field(name) for name in QUALITY_SCORES])
+    tables = _tables(shards_of(source), columns)
+    return sum(map(quality.count_qualities, tables), np.zeros(quality.STEPS + 1, np.int64))
+
+
+def _better(source: Source, funnel: Funnel, validation_share: float) -> Iterator[pa.Table]:
+    stage = Stage("high_quality", functools.partial(quality.cut, least=source.part))
+    for table in _tables(shards_of(source), SCORED_SCHEMA):
+        yield with_splits(run_stages(table, [stage], funnel), validation_share)

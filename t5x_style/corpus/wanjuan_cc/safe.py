@@ -3,7 +3,7 @@
 Lists first, as in the technical report of the same authors (arXiv 2403.17297, section 3.1.1), where
 words are matched conservatively because they say little by themselves; masking last, so that what
 judges a text sees it as it was. Between the two come scores by models, which users train on labels
-of their own (`run.train_scorer`).
+of their own and which are given as a function that loads them, linear or encoder.
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from t5x_style.corpus.documents import SCORE_FIELDS, document_id
+from t5x_style.corpus.documents import SAFETY_SCORES, document_id
 from t5x_style.corpus.linear_scorer import LinearScorer
+from t5x_style.corpus.scorer import LoadScorer, with_scores
 from t5x_style.corpus.stages import Outcome, keep_rows
 from t5x_style.corpus.wanjuan_cc.blocklists import Domains, Words, read_list, words_of
 from t5x_style.corpus.wanjuan_cc.pii import Masked, MaskSettings, mask
@@ -24,7 +25,7 @@ class Cut:
     """A score, and what is too much of it.
 
     Attributes:
-      scorer: output folder of `run.train_scorer`.
+      scorer: folder of a trained scorer.
       limit: texts that score this or more go. The paper's are not known; the scorer's measures by
         threshold are beside it.
     """
@@ -58,7 +59,11 @@ class SafeSettings:
 
 
 class Safe:
-    """The stage, with its lists read once.
+    """The stage, with its lists and models read once.
+
+    Args:
+      settings: what is unsafe.
+      load_scorer: gives the scorer of a folder.
 
     Attributes:
       masked: personal data masked so far, by kind.
@@ -67,12 +72,12 @@ class Safe:
       ValueError: a list is not there or no text, or a scorer is not there.
     """
 
-    def __init__(self, settings: SafeSettings):
+    def __init__(self, settings: SafeSettings, load_scorer: LoadScorer = LinearScorer.load):
         self._settings = settings
         self._domains = Domains(name for path in settings.domain_lists for name in read_list(path))
         self._words = Words(name for path in settings.word_lists for name in read_list(path))
         self._cuts = {"toxic": settings.toxicity, "porn": settings.pornography}
-        self._scorers = {n: LinearScorer.load(cut.scorer) for n, cut in self._cuts.items() if cut}
+        self._scorers = [cut and load_scorer(cut.scorer) for cut in self._cuts.values()]
         self.masked: Counter[str] = Counter()
 
     def __call__(self, table: pa.Table) -> Outcome:
@@ -93,17 +98,16 @@ class Safe:
 
     def _scored(self, table: pa.Table) -> Outcome:
         """Adds the scores, and drops what one of them is too high of."""
-        texts = table["text"].to_pylist()
-        reasons: list[str | None] = [None] * len(texts)
-        for field, (name, cut) in zip(SCORE_FIELDS, self._cuts.items(), strict=True):
-            scores = pa.nulls(len(texts), field.type)
+        reasons: list[str | None] = [None] * table.num_rows
+        rows = zip(SAFETY_SCORES, self._cuts.items(), self._scorers, strict=True)
+        for field, (name, cut), scorer in rows:
+            table, scores = with_scores(table, field, scorer)
             if cut is not None:
-                scores = pa.array(self._scorers[name].scores(texts), field.type)
+                too_much = (scores >= cut.limit).tolist()
                 reasons = [
-                    reason or (name if score.as_py() >= cut.limit else None)
-                    for reason, score in zip(reasons, scores, strict=True)
+                    reason or (name if is_over else None)
+                    for reason, is_over in zip(reasons, too_much, strict=True)
                 ]
-            table = table.append_column(field, scores)
         return keep_rows(table, reasons)
 
     def _reason(self, url: str, text: str) -> str | None:

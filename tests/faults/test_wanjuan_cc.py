@@ -15,7 +15,7 @@ from t5x_style.artifacts import MANIFEST_NAME
 from t5x_style.corpus.documents import Funnel, read_documents
 from t5x_style.corpus.guard import GuardLimits
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings
-from t5x_style.run.curate import CurateSettings, curate
+from tests.unit.curation import Curation, curate
 from tests.unit.web_archives import prose, prose_pages, write_archive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,13 +39,13 @@ def test_hostile_pages_cost_bounded_time_and_the_rest_is_intact(tmp_path):
     hostile = [(f"http://hostile.org/{name}", body) for name, (body, _) in HOSTILE.items()]
     archive = write_archive(tmp_path / "x.warc.gz", [*good[:20], *hostile, *good[20:]])
     start = time.monotonic()
-    curate(str(tmp_path / "d"), str(archive), num_workers=2)
+    folder = curate(tmp_path, str(archive))
     assert time.monotonic() - start < 60
-    urls = urls_of(tmp_path / "d")
+    urls = urls_of(folder)
     assert [url for url in urls if "example" in url] == [url for url, _ in good]
     assert [url for url in urls if "hostile" in url] == ["http://hostile.org/attributes"]
     reasons = Counter(reason for _, reason in HOSTILE.values() if reason)
-    assert Funnel.read(tmp_path / "d").steps["raw"].dropped == reasons
+    assert Funnel.read(folder).steps["raw"].dropped == reasons
 
 
 def test_a_page_that_an_extractor_does_not_get_through_is_given_up(tmp_path):
@@ -53,13 +53,13 @@ def test_a_page_that_an_extractor_does_not_get_through_is_given_up(tmp_path):
     # Within all caps on the source, and yet it keeps trafilatura busy for minutes.
     lists = ("http://hostile.org/lists", b"<ul><li>word word</ul>" * 80_000)
     archive = write_archive(tmp_path / "x.warc.gz", [*good[:5], lists, *good[5:]])
-    settings = CurateSettings(
+    settings = Curation(
         raw=RawSettings(extractor="trafilatura"),
         limits=GuardLimits(cpu_secs=2, wall_secs=60, memory_bytes=1 << 30),
     )
-    curate(str(tmp_path / "d"), str(archive), settings=settings, num_workers=2)
-    assert urls_of(tmp_path / "d") == [url for url, _ in good]
-    assert Funnel.read(tmp_path / "d").steps["raw"].dropped == {"timeout": 1}
+    folder = curate(tmp_path, str(archive), settings=settings)
+    assert urls_of(folder) == [url for url, _ in good]
+    assert Funnel.read(folder).steps["raw"].dropped == {"timeout": 1}
 
 
 def urls_of(folder):
@@ -68,8 +68,9 @@ def urls_of(folder):
 
 def start_curate(folder, archives):
     program = (
-        "from t5x_style.run.curate import curate\n"
-        f"curate({str(folder)!r}, {str(archives)!r}, num_workers=2)\n"
+        "from tests.unit.curation import Curation, curate\n"
+        "settings = Curation(documents_per_shard=40, documents_per_partition=60)\n"
+        f"curate({str(folder)!r}, {str(archives)!r}, settings=settings)\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program],
@@ -89,11 +90,11 @@ def test_curation_killed_at_any_moment_ends_with_the_same_bytes(tmp_path):
     start = time.monotonic()
     assert start_curate(tmp_path / "expected", archives).wait() == 0
     whole_secs = time.monotonic() - start
-    expected = json.loads((tmp_path / "expected" / MANIFEST_NAME).read_text())
+    expected = json.loads((tmp_path / "expected" / "documents" / MANIFEST_NAME).read_text())
     assert expected["counts"]["documents"] == 210
     folder = tmp_path / "killed"
     kills = 0
-    for share in (0.4, 0.5, 0.6, 0.7, 0.8, None):
+    for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, None):
         process = start_curate(folder, archives)
         try:
             process.wait(share and share * whole_secs)
@@ -103,9 +104,8 @@ def test_curation_killed_at_any_moment_ends_with_the_same_bytes(tmp_path):
             kills += 1
     assert kills
     assert process.returncode == 0
-    found = json.loads((folder / MANIFEST_NAME).read_text())
+    found = json.loads((folder / "documents" / MANIFEST_NAME).read_text())
     assert found["content"] == expected["content"]
     assert found["outputs"] == expected["outputs"]
-    assert not list(tmp_path.glob(".*partial*")) + list(
-        (tmp_path / "killed.work").glob(".*partial*")
-    )
+    for stage in ("raw", "clean", "dedup", "safe", "documents"):
+        assert not list((folder / f"{stage}.work").glob(".*partial*"))

@@ -1,4 +1,4 @@
-"""The curate verb end to end: what comes out, what must not matter, and what is said when wrong."""
+"""The five stages end to end: what comes out, what must not matter, what is said when wrong."""
 
 import dataclasses
 import gzip
@@ -9,13 +9,15 @@ import pytest
 
 from t5x_style.artifacts import MANIFEST_NAME
 from t5x_style.corpus.documents import DOCUMENT_SCHEMA, Funnel, read_documents
+from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.corpus.pages import PageSettings
 from t5x_style.corpus.wanjuan_cc.clean import CleanSettings
-from t5x_style.run.curate import CurateSettings, curate, find_warc_files
+from t5x_style.run.raw import find_warc_files
+from tests.unit.curation import Curation, curate
 from tests.unit.web_archives import html_page, prose, prose_pages, write_archive
 
 SHORT = "This page has one sentence and is much too short to be kept."
-SETTINGS = CurateSettings(validation_share=0.3)
+SETTINGS = Curation(validation_share=0.3, documents_per_shard=16)
 
 
 def edited(seed):
@@ -44,9 +46,8 @@ def archives(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def curated(archives, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("curated") / "documents"
-    curate(str(folder), str(archives / "[ab]-*.warc.gz"), settings=SETTINGS, num_workers=2)
-    return folder
+    folder = tmp_path_factory.mktemp("curated")
+    return curate(folder, str(archives / "[ab]-*.warc.gz"), settings=SETTINGS)
 
 
 def rows_of(folder):
@@ -74,7 +75,9 @@ def test_documents_are_clean_and_the_newest_copy_stays(curated):
 
 def test_the_funnel_accounts_for_every_record(curated):
     steps = {step["name"]: step for step in Funnel.read(curated).to_json()["steps"]}
-    assert list(steps) == ["records", "pages", "raw", "clean", "dedup", "safe"]
+    assert list(steps) == [
+        "records", "pages", "raw", "clean", "dedup", "safe", "high_quality"
+    ]  # fmt: skip
     assert steps["records"]["in"] == 46
     assert steps["records"]["dropped"] == {"warcinfo": 2}
     assert steps["raw"]["dropped"] == {"language": 1}
@@ -91,49 +94,53 @@ def test_the_funnel_accounts_for_every_record(curated):
 def test_bytes_do_not_depend_on_workers_or_batches(
     archives, curated, tmp_path, num_workers, pages_per_table
 ):
-    settings = dataclasses.replace(SETTINGS, pages=PageSettings(pages_per_table=pages_per_table))
-    folder = tmp_path / "documents"
-    curate(str(folder), [str(archives / "a-old.warc.gz"), str(archives / "b-new.warc.gz")],
-           settings=settings, num_workers=num_workers)  # fmt: skip
-    assert content_of(folder) == content_of(curated)
+    settings = dataclasses.replace(
+        SETTINGS,
+        pages=PageSettings(pages_per_table=pages_per_table),
+        documents_per_partition=5 * pages_per_table,
+    )
+    paths = [str(archives / "a-old.warc.gz"), str(archives / "b-new.warc.gz")]
+    with LocalExecutor(num_workers) as executor:
+        curate(tmp_path, paths, settings=settings, executor=executor)
+    for stage in ("raw", "clean", "dedup", "safe", "documents"):
+        assert content_of(tmp_path / stage) == content_of(curated.parent / stage)
 
 
 def test_a_second_run_does_nothing_and_a_new_archive_leaves_the_others_alone(
     archives, curated, tmp_path, capsys
 ):
-    folder, inputs = tmp_path / "documents", tmp_path / "in"
+    inputs = tmp_path / "in"
     inputs.mkdir()
     shutil.copy(archives / "a-old.warc.gz", inputs)
-    curate(str(folder), str(inputs), settings=SETTINGS)
-    work = tmp_path / "documents.work"
-    (kept,) = work.iterdir()
+    curate(tmp_path, str(inputs), settings=SETTINGS)
+    (kept,) = (tmp_path / "raw.work").iterdir()
     time_of_first = kept.stat().st_mtime_ns
-    curate(str(folder), str(inputs), settings=SETTINGS)
-    assert "is there already" in capsys.readouterr().out
+    capsys.readouterr()
+    curate(tmp_path, str(inputs), settings=SETTINGS)
+    assert capsys.readouterr().out.count("is there already") == 5
     shutil.copy(archives / "b-new.warc.gz", inputs)
-    curate(str(folder), str(inputs), settings=SETTINGS)
-    assert len(list(work.iterdir())) == 2
+    folder = curate(tmp_path, str(inputs), settings=SETTINGS)
+    assert len(list((tmp_path / "raw.work").iterdir())) == 2
     assert kept.stat().st_mtime_ns == time_of_first
     assert content_of(folder) == content_of(curated)
 
 
 def test_other_settings_make_other_documents(archives, curated, tmp_path):
-    folder = tmp_path / "documents"
     given = str(archives / "[ab]-*.warc.gz")
-    curate(str(folder), given, settings=SETTINGS)
+    curate(tmp_path, given, settings=SETTINGS)
     rules = CleanSettings(min_words=5, min_sentences=1)
-    curate(str(folder), given, settings=dataclasses.replace(SETTINGS, clean=rules))
+    folder = curate(tmp_path, given, settings=dataclasses.replace(SETTINGS, clean=rules))
     assert len(rows_of(folder)) == 41
-    curate(str(folder), given, settings=SETTINGS)
+    curate(tmp_path, given, settings=SETTINGS)
     assert content_of(folder) == content_of(curated)
 
 
 def test_a_damaged_archive_is_used_and_its_losses_are_counted(archives, tmp_path):
-    curate(str(tmp_path / "d"), str(archives / "broken.warc.gz"), settings=SETTINGS)
-    step = Funnel.read(tmp_path / "d").steps["records"]
+    folder = curate(tmp_path, str(archives / "broken.warc.gz"), settings=SETTINGS)
+    step = Funnel.read(folder).steps["records"]
     assert step.dropped["truncated_member"] == 1
     assert step.num_out == 30
-    assert len(rows_of(tmp_path / "d")) == 30
+    assert len(rows_of(folder)) == 30
 
 
 def test_the_crawl_is_taken_where_no_archives_are_given(archives, curated, tmp_path):
@@ -141,26 +148,26 @@ def test_the_crawl_is_taken_where_no_archives_are_given(archives, curated, tmp_p
     crawl.mkdir()
     for name in ("a-old.warc.gz", "b-new.warc.gz"):
         shutil.copy(archives / name, crawl)
-    curate(str(tmp_path / "d"), None, str(crawl), settings=SETTINGS)
-    assert content_of(tmp_path / "d") == content_of(curated)
+    folder = curate(tmp_path, None, str(crawl), settings=SETTINGS)
+    assert content_of(folder) == content_of(curated)
 
 
 @pytest.mark.parametrize("given", [None, [], "no/such/file.warc.gz", "no/such/*.gz"])
 def test_a_wrong_path_is_refused_with_the_setting_to_change(tmp_path, given):
-    with pytest.raises(ValueError, match=r"curate\.curate\.warc_files.*WARC_FILES"):
-        curate(str(tmp_path / "d"), given)
-    assert not (tmp_path / "d").exists()
+    with pytest.raises(ValueError, match=r"raw\.raw\.warc_files.*WARC_FILES"):
+        curate(tmp_path, given)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_without_records_or_good_documents_are_refused(tmp_path):
     nothing = tmp_path / "nothing.warc.gz"
     nothing.write_bytes(gzip.compress(b"this is no web archive"))
     with pytest.raises(ValueError, match=r"not_a_record.*WARC_FILES"):
-        curate(str(tmp_path / "d"), str(nothing))
+        curate(tmp_path, str(nothing))
     poor = write_archive(tmp_path / "poor.warc.gz", [("http://a/", html_page([SHORT]))])
     with pytest.raises(ValueError, match=r"CleanSettings(.|\n)*too_few_words 1"):
-        curate(str(tmp_path / "d"), str(poor))
-    assert not (tmp_path / "d").exists()
+        curate(tmp_path, str(poor))
+    assert not (tmp_path / "clean").exists()
 
 
 def test_paths_patterns_and_folders_name_files_once_and_in_order(archives, tmp_path):
@@ -174,8 +181,10 @@ def test_paths_patterns_and_folders_name_files_once_and_in_order(archives, tmp_p
 
 
 def test_a_dry_run_leaves_nothing_behind(archives, tmp_path, capsys):
-    curate(str(tmp_path / "d"), str(archives), dry_run=True)
-    assert "3 web archives" in capsys.readouterr().out
-    curate(str(tmp_path / "d"), None, str(tmp_path / "crawl"), dry_run=True)
+    curate(tmp_path, str(archives), dry_run=True)
+    said = capsys.readouterr().out
+    assert "raw: 3 web archives" in said
+    assert f"clean: takes {tmp_path / 'raw'}, once" in said
+    curate(tmp_path, None, str(tmp_path / "crawl"), dry_run=True)
     assert "once crawl has made them" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""The engine of the corpus room: stages over columnar shards, on one machine or many."""
