@@ -36,6 +36,15 @@ class Bins:
         return cls((*(low + step * i for i in range(num_bins)), high))
 
     @classmethod
+    def shares(cls, high: float = 1.0, num_bins: int = 100) -> "Bins":
+        """Returns bins of one width from 0 on, and before them one for nothing but 0.
+
+        Many shares are 0 of most texts, and so should their median be.
+        """
+        edges = cls.even(0.0, high, num_bins).edges
+        return cls((0.0, 1 / UNITS, *edges[1:]))
+
+    @classmethod
     def counts(cls, most: int = 1 << 30, per_doubling: int = 4) -> "Bins":
         """Returns bins for whole numbers: 0, 1, 2 ... alone, then a few to each doubling."""
         places = range(1 + per_doubling * (most.bit_length() - 1))

@@ -49,6 +49,14 @@ def test_small_counts_have_bins_of_their_own():
     assert [sketch.quantile(share) for share in (0.1, 0.3, 0.5, 0.9)] == [0, 1, 2, 3]
 
 
+def test_shares_of_nothing_have_a_bin_of_their_own():
+    bins = Bins.shares()
+    sketch = sketch_of([[0.0] * 6 + [0.004, 0.004, 0.5]], bins)
+    assert sketch.quantile(0.5) == pytest.approx(0, abs=1e-6)
+    assert sketch.histogram[:2].tolist() == [6, 2]
+    assert len(bins.edges) == 102
+
+
 def test_sketches_add_up_to_the_same_bits_in_any_order():
     rng = np.random.default_rng(2)
     values = np.exp(rng.normal(0, 12, 3000))  # sums of such floats depend on their order

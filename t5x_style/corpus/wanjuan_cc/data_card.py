@@ -75,8 +75,9 @@ for batch in read_documents("path/to/the/stage", columns=["text"]):
 and says beside them how they are read."""
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    marks = [":--" if i < text_columns else "--:" for i in range(len(columns))]
+    lines = [columns, marks, *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
@@ -121,7 +122,11 @@ def _dropped(steps: Sequence[Mapping[str, Any]]) -> str:
         for step in steps
         for reason, count in sorted(step["dropped"].items(), key=lambda item: (-item[1], item[0]))
     ]
-    return _table(("Step", "Reason", "Dropped"), rows) if rows else "Nothing was dropped."
+    return (
+        _table(("Step", "Reason", "Dropped"), rows, text_columns=2)
+        if rows
+        else "Nothing was dropped."
+    )
 
 
 def _masked(stages: Sequence[Mapping[str, Any]]) -> str:

@@ -29,7 +29,7 @@ from t5x_style.corpus.wanjuan_cc.statistics import (
 SCORES = ("toxic_score", "porn_score", "fluency_score", "not_ad_score")
 
 _COUNTS = Bins.counts()
-_SHARES = Bins.even(0.0, 1.0, 100)
+_SHARES = Bins.shares()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,8 @@ _EXTENDED = (
     ("rare_signs_per_word", "Rare signs", "signs that are no punctuation, for each word", _SHARES),
     ("damaged_chars", "Damaged characters", "U+FFFD and private use, of characters", _SHARES),
     ("javascript_count", "Mentions of javascript", "in a text", _COUNTS),
-    ("curly_brackets", "Curly brackets", "of characters", Bins.even(0.0, 0.1, 100)),
-    ("lorem_ipsum", "Lorem ipsum", "mentions for each character", Bins.even(0.0, 0.1, 100)),
+    ("curly_brackets", "Curly brackets", "of characters", Bins.shares(0.1)),
+    ("lorem_ipsum", "Lorem ipsum", "mentions for each character", Bins.shares(0.1)),
     *(
         (f"top_{n}gram_chars", f"Most frequent {n}-gram", "of characters of words", _SHARES)
         for n in TOP_NGRAMS
