@@ -115,7 +115,7 @@ def statistics(
         "published": published(),
     }
     with artifact.write() as writer:
-        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(found, ensure_ascii=False) + "\n"
         (writer.folder / STATISTICS).write_text(text, encoding="utf-8")
         card = data_card(found, published(), title=title, about=about)
         (writer.folder / CARD).write_text(card, encoding="utf-8")

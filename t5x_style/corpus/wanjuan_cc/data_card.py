@@ -134,7 +134,10 @@ def _masked(stages: Sequence[Mapping[str, Any]]) -> str:
     if not masked:
         return "No personal data were masked, as far as the stages say."
     return "Masked in the text, the rest of which is kept: " + (
-        ", ".join(f"{kind} {_count(number)} times" for kind, number in sorted(masked.items())) + "."
+        ", ".join(
+            f"{_cell(kind)} {_count(number)} times" for kind, number in sorted(masked.items())
+        )
+        + "."
     )
 
 
