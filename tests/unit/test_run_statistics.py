@@ -55,7 +55,7 @@ def funnel_of(*steps):
     return funnel
 
 
-RAW, CLEAN = ("raw", 1000, 600), ("clean", 600, 300)
+RAW, CLEAN = ("raw", 1000, 600), ("clean", 600, 240)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_what_stages_keep_stands_beside_what_the_paper_published(found):
     rows = {row["name"]: row for row in found["retention"]}
     assert [*rows] == ["common_crawl", "raw", "clean", "dedup", "safe", "high_quality"]
     assert rows["common_crawl"]["documents"] == 1000
-    assert (rows["clean"]["kept"], rows["clean"]["removed"]) == (0.3, 0.5)
+    assert (rows["clean"]["kept"], rows["clean"]["removed"]) == (0.24, 0.6)
     assert (rows["clean"]["published_kept"], rows["clean"]["published_removed"]) == (0.328, 0.378)
     assert rows["dedup"]["documents"] is rows["dedup"]["kept"] is rows["safe"]["removed"] is None
 
@@ -131,8 +131,8 @@ def test_the_card_says_what_the_files_say(made):
     for expected in (
         "# Made\n\nMade-up pages.",
         "200 documents and",
-        "| Clean | 300 | 30% | 32.8% | 50% | 37.8% |",
-        "| clean | some \\| reason | 300 |",
+        "| Clean | 240 | 24% | 32.8% | 60% | 37.8% |",
+        "| clean | some \\| reason | 360 |",
         "email 3 times",
         "| unknown | 66 | 33% |",
         "| 2019 | 50 |",
