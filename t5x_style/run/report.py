@@ -23,6 +23,7 @@ def report(
     *,
     crawl: Folders | None = None,
     curate: Folders | None = None,
+    statistics: Folders | None = None,
     vocabulary: Folders | None = None,
     tasks: Folders | None = None,
     runs: Folders | None = None,
@@ -43,7 +44,7 @@ def report(
     Args:
       output_dir: folder to write.
       title: heading of the page.
-      crawl, curate, vocabulary, tasks: output folders of these stages.
+      crawl, curate, statistics, vocabulary, tasks: output folders of these stages.
       runs: run folders of training, in order; their names are the names of the phases.
       mixtures: run folders of trainings beside these, of models that are mixtures of experts.
       evaluation: output folders of evaluate.
@@ -58,6 +59,7 @@ def report(
     arguments = {
         "crawl": crawl,
         "curate": curate,
+        "statistics": statistics,
         "vocabulary": vocabulary,
         "tasks": tasks,
         "runs": runs,

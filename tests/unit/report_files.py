@@ -3,7 +3,9 @@
 `python -m tests.unit.report_files FOLDER` writes them and the page, to be looked at.
 """
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -16,8 +18,16 @@ import numpy as np
 import pyarrow as pa
 
 from t5x_style.artifacts import Artifact
-from t5x_style.corpus.documents import DOCUMENT_SCHEMA, write_shards
+from t5x_style.corpus.documents import (
+    DOCUMENT_SCHEMA,
+    SAFE_SCHEMA,
+    TEXT_SCHEMA,
+    Funnel,
+    document_id,
+    write_shards,
+)
 from t5x_style.data.token_store import TokenStore, TokenStoreWriter
+from t5x_style.run.statistics import statistics
 
 HOSTILE = '<script>alert("x")</script> & <b onmouseover=alert(1)>'
 _HOSTS = ("docs.python.org", "numpy.org", "flax.readthedocs.io", "jax.dev", "例え.テスト")
@@ -314,6 +324,50 @@ def _router_study(folder: Path) -> None:
         (writer.folder / "study.json").write_text(json.dumps({"arms": rows}))
 
 
+_STAGES = ("raw", "clean", "dedup", "safe", "high_quality")
+_WORDS = ("the", "of", "and", "in", "is", "that", "model", "layer", "time", "value", "list")
+
+
+def _stages(folder: Path, num_documents: int, rng: np.random.Generator) -> dict[str, str]:
+    """Writes documents of each stage, ever fewer and cleaner, with the funnel up to it."""
+    num_in = 2 * num_documents
+    funnel = Funnel()
+    folders = {}
+    for number, name in enumerate(_STAGES):
+        num = num_documents >> number
+        rows = []
+        for row in range(num):
+            lengths = rng.integers(3, 30, int(np.exp(rng.normal(1.5 + number / 8, 0.9))) + 1)
+            noise = [*_WORDS, *["#", "...", "42"][number // 2 :]]
+            lines = [" ".join(rng.choice(noise, length)) + "." for length in lengths]
+            text = "\n".join(lines)
+            row = {
+                "id": document_id(str(row), text),
+                "url": f"https://{_HOSTS[row % len(_HOSTS)]}/{row}",
+                "title": HOSTILE,
+                "text": text,
+                "language": HOSTILE if row == 0 else "en",
+                "language_score": 0.9,
+                "date": f"{2014 + row % 10}-05-01T00:00:00Z",
+                "dump": "CC",
+                "num_bytes": len(text.encode()),
+                "links": [],
+            }
+            rows.append(row | ({"toxic_score": 0.02, "porn_score": None} if number > 2 else {}))
+        reason = HOSTILE if name == "clean" else "made up"
+        funnel.add(name, num_in, num, sum(row["num_bytes"] for row in rows), {reason: num_in - num})
+        num_in = num
+        folders[name] = str(folder / name)
+        schema = SAFE_SCHEMA if number > 2 else TEXT_SCHEMA
+        with Artifact(folder / name, stage=name, settings={}).write() as writer:
+            table = pa.Table.from_pylist(rows, schema)
+            write_shards(writer.folder, [table], schema=schema, documents_per_shard=256)
+            funnel.write(writer.folder)
+            if name == "safe":
+                writer.counts["masked"] = {"email": 7, HOSTILE: 1}
+    return folders
+
+
 def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     """Writes all stages' folders and returns the report's arguments that name them."""
     rng = np.random.default_rng(0)
@@ -338,9 +392,15 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     _needle(folder / "needle")
     _mixture(folder / "runs" / "mixture", rng)
     _router_study(folder / "router_study")
+    stages = _stages(folder / "stages", num_documents, rng)
+    with contextlib.redirect_stdout(io.StringIO()):
+        statistics(str(folder / "statistics"), stages, num_workers=1)
     arguments: dict[str, Any] = {
         name: str(folder / name)
-        for name in ("crawl", "curate", "vocabulary", "tasks", "evaluation", "samples", "needle")
+        for name in (
+            *("crawl", "curate", "statistics", "vocabulary", "tasks", "evaluation", "samples"),
+            "needle",
+        )
     }
     return arguments | {
         "runs": {name: str(folder / "runs" / name) for name, *_ in _PHASES},

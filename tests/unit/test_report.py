@@ -13,6 +13,7 @@ from t5x_style.evals.report.inputs import Inputs, read_json, read_metrics
 from t5x_style.evals.report.markup import Html, duration, escape, join, share, size, table, tag
 from t5x_style.evals.report.page import Section, render_page
 from t5x_style.evals.report.sections import SECTIONS
+from t5x_style.evals.report.sections.statistics import _series
 from t5x_style.evals.report.sections.training import phases, running_mean
 from t5x_style.run.report import report
 from tests.unit import report_files
@@ -86,8 +87,9 @@ def test_nothing_is_fetched_and_nothing_runs(page, text):
 
 def test_hostile_text_is_shown_and_not_obeyed(page, text):
     words = "".join(page.text)
-    # It comes from a dropped record's reason, two samples, three configs and a stage's setting.
-    assert words.count(report_files.HOSTILE) == 7
+    # It comes from a dropped record's reason, what was masked, two samples, three configs and a
+    # stage's setting.
+    assert words.count(report_files.HOSTILE) == 8
     assert "<script" not in text
     assert "<b " not in text
     assert not re.search(
@@ -132,6 +134,35 @@ def test_routers_are_compared_with_what_they_rectify(page, text):
     assert study[: study.index("</section>")].count('class="cell tone0"') == 4 * 4
 
 
+def test_what_stages_keep_stands_beside_the_paper(page, text):
+    section = text[text.index('id="retention"') : text.index('id="statistics"')]
+    rows = re.findall(r"<tr>(.*?)</tr>", section)
+    cells = [re.sub("<[^>]*>", " ", row).split() for row in rows]
+    # Half of what came before is left at each stage: 160 pages, 80, 40, 20, 10, 5.
+    assert ["Dedup", "20", "12.5%", "3.2%", "50.0%", "90.2%"] in cells
+    assert ["High-Quality", "5", "3.1%", "1.4%", "50.0%", "50.1%"] in cells
+    assert ["email", "7"] in cells
+    statistics = text[text.index('id="statistics"') : text.index('id="vocabulary"')]
+    assert statistics.count('class="line tone4"') == 8 + 1  # histograms, and the legend
+    assert "Token length was not measured." in statistics
+    assert "Unigram entropy" in statistics
+
+
+def test_a_histogram_is_of_all_documents_but_the_outermost():
+    measure = {"edges": [0.0, 1e-6, *(i / 100 for i in range(1, 101))], "is_log": False}
+    counts = [30, 10, *[0] * 49, 59, *[0] * 48, 1]  # at 0, below 0.01, at 0.5, at 0.99
+    sketch = {"count": 100, "histogram": {"first": 0, "counts": counts}}
+    stages = [{"title": "Raw", "measures": {"x": sketch}}, {"title": "Clean", "measures": {}}]
+    (series,) = _series(stages, "x", measure)
+    assert len(series.x) == len(series.y) + 1 <= 41
+    assert (series.x[0], series.x[-1]) == (0.0, 1.0)
+    assert sum(series.y) == pytest.approx(100)
+    assert series.y[0] == pytest.approx(40)
+    stages[0]["measures"]["x"] = {"count": 10_000, "histogram": {"first": 9, "counts": [9999, 1]}}
+    (series,) = _series(stages, "x", measure)
+    assert series.x.tolist() == [0.08, 0.09]
+
+
 def test_a_title_is_text(page):
     assert "A <run>" in page.text
 
@@ -159,8 +190,8 @@ def test_tables_and_charts_can_be_read_aloud(page):
     assert len(page.all("caption")) == len(page.all("table")) >= 12
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
     charts = [svg for svg in page.all("svg") if svg["class"] == "chart"]
-    # Lengths, training curves, experts, routers, positions, needles.
-    assert len(charts) == 2 + 4 + 3 + 5 + 2 + 2
+    # Lengths, statistics without tokens, training curves, experts, routers, positions, needles.
+    assert len(charts) == 2 + 8 + 4 + 3 + 5 + 2 + 2
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in charts)
     assert page.all("html") == [{"lang": "en"}]
 
@@ -175,14 +206,16 @@ def test_without_inputs_every_section_says_so(tmp_path):
     page = _Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     words = "".join(page.text)
     shown = [section for section in SECTIONS if section.is_shown(Inputs.from_arguments({}))]
-    assert {s.key for s in SECTIONS} - {s.key for s in shown} == {"experts", "routers", "needle"}
+    hidden = {"retention", "statistics", "experts", "routers", "needle"}
+    assert {s.key for s in SECTIONS} - {s.key for s in shown} == hidden
     marked = [section for section in shown if section.inputs]
     assert all(f"report.{section.inputs[0]} is not set" in words for section in marked)
     assert words.count("Not run.") == len(marked)
 
 
 @pytest.mark.parametrize(
-    "name", ["crawl", "curate", "vocabulary", "tasks", "runs", "evaluation", "samples"]
+    "name",
+    ["crawl", "curate", "statistics", "vocabulary", "tasks", "runs", "evaluation", "samples"],
 )
 def test_any_one_input_may_be_absent_or_alone(made, tmp_path, name):
     gone = str(tmp_path / "gone")

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_style.record_files import masked_crc32c
 from t5x_style.train.metrics import MetricLog, PairSums
-from t5x_style.train.tensorboard import TensorBoardWriter, masked_crc32c
+from t5x_style.train.tensorboard import TensorBoardWriter
 from t5x_style.train.writers import ConsoleWriter, JsonLinesWriter, make_writers
 
 

@@ -74,7 +74,7 @@ def text_statistics(texts: Sequence[str]) -> TextStatistics:
     Args:
       texts: N texts without control characters (`raw.tidy`).
     """
-    folded = (_fold(text).encode("utf-8") for text in texts)
+    folded = (fold(text).encode("utf-8") for text in texts)
     parts = [_chunk_statistics(chunk) for chunk in chunks(folded)]
     if not parts:
         parts = [_chunk_statistics([])]
@@ -124,7 +124,7 @@ _ASCII_OF_SIGN = {
 }
 
 
-def _fold(text: str) -> str:
+def fold(text: str) -> str:
     """Lower-cases, and puts ASCII for signs above it, so that bytes above it are all letters."""
     text = text.lower()
     return text if text.isascii() else _NOT_ASCII_SIGN.sub(_ascii_of_sign, text)

@@ -19,6 +19,7 @@ _WIDTH = 720.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 24.0, 44.0, 40.0
 _LABEL_ROWS = (_TOP - 6, _TOP - 20)  # of bands and rules, above the plot
 _CHARACTER_WIDTH = 6.4  # of a label, on the generous side
+_TICK_WIDTH = 60.0  # of the label of a tick, and room
 _MAX_POINTS = 1500  # above this a line keeps the extremes of each pixel column only
 _FIT = {"linear": lambda v: v, "log2": np.log2, "log10": np.log10}
 _MARKERS = ("circle", "square", "diamond", "triangle")
@@ -101,12 +102,12 @@ def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float, scale: Scale) -> list[float]:
+def log_ticks(low: float, high: float, scale: Scale, most: int = 10) -> list[float]:
     """Returns powers of 2 or of 10 within [low, high]; 1, 2 and 5 times where decades are few."""
     base = 2 if scale == "log2" else 10
     first, last = math.floor(math.log(low, base)), math.ceil(math.log(high, base))
-    stride = max(1, math.ceil((last - first) / 10))
-    times = (1, 2, 5) if base == 10 and last - first <= 3 else (1,)
+    stride = max(1, math.ceil((last - first) / most))
+    times = (1, 2, 5) if base == 10 and last - first <= most // 3 else (1,)
     ticks = [m * float(base) ** e for e in range(first, last + 1, stride) for m in times]
     return [t for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)]
 
@@ -131,10 +132,10 @@ class _Mapping:
     def one(self, value: float) -> float:
         return float(self([value])[0])
 
-    def ticks(self) -> list[float]:
+    def ticks(self, most: int = 10) -> list[float]:
         if self.scale == "linear":
             return linear_ticks(self.low, self.high)
-        return log_ticks(self.low, self.high, self.scale)
+        return log_ticks(self.low, self.high, self.scale, most)
 
 
 def _resolve(
@@ -240,9 +241,9 @@ def _draw(series: Series, x_map: _Mapping, y_map: _Mapping) -> Html:
 
 
 def _frame(x_axis: Axis, y_axis: Axis, x_map: _Mapping, y_map: _Mapping) -> Html:
-    right, bottom = _WIDTH - _RIGHT, y_map.start
+    right, bottom = x_map.stop, y_map.start
     parts: list[Html] = []
-    y_ticks, x_ticks = y_map.ticks(), x_map.ticks()
+    y_ticks, x_ticks = y_map.ticks(), x_map.ticks(int((right - _LEFT) / _TICK_WIDTH))
     for value, words in zip(y_ticks, tick_labels(y_ticks), strict=True):
         at = y_map.one(value)
         style = "axis" if value == 0 else "grid"
@@ -259,25 +260,27 @@ def _frame(x_axis: Axis, y_axis: Axis, x_map: _Mapping, y_map: _Mapping) -> Html
     return join(parts)
 
 
-def _labels(places: Sequence[tuple[float, str, str]]) -> Html:
+def _labels(places: Sequence[tuple[float, str, str]], full_width: float) -> Html:
     """Sets labels above the plot, each where there is room beside those before it.
 
     Args:
       places: (x, anchor "start" or "middle", text) in order; one that fits in no row is left out,
         as captions and tooltips say the same.
+      full_width: of the drawing.
     """
     parts: list[Html] = []
     ends = [0.0] * len(_LABEL_ROWS)
     for x, anchor, text in places:
         width = _CHARACTER_WIDTH * len(text)
         left = x if anchor == "start" else x - width / 2
-        left = min(left, _WIDTH - width)
+        left = min(left, full_width - width)
         for row, y in enumerate(_LABEL_ROWS):
             if left >= ends[row]:
                 ends[row] = left + width + 6
                 # Anchored at the side that must not move, whatever the true width of the text.
-                at_right = left + width > _WIDTH - 1
-                place = _WIDTH - 1 if at_right else left if anchor == "start" else left + width / 2
+                at_right = left + width > full_width - 1
+                at = left if anchor == "start" else left + width / 2
+                place = full_width - 1 if at_right else at
                 side = "end" if at_right else anchor
                 parts.append(tag("text", text, x=place, y=y, class_=f"note-label {side}"))
                 break
@@ -293,6 +296,7 @@ def chart(
     bands: Sequence[Band] = (),
     rules: Sequence[Rule] = (),
     height: float = 260.0,
+    width: float = _WIDTH,
 ) -> Html:
     """Returns a chart as an `<svg>` element.
 
@@ -302,19 +306,19 @@ def chart(
       description: what a reader who cannot see the drawing should know.
       bands: stretches of the x axis, each shaded in turn and labelled at the top.
       rules: labelled vertical lines.
-      height: of the drawing, in SVG units; the width is 720.
+      height, width: of the drawing, in SVG units.
     """
-    bottom = height - _BOTTOM
+    right, bottom = width - _RIGHT, height - _BOTTOM
     xs = [np.asarray(s.x) for s in series] or [np.zeros(1)]
     ys = [np.asarray(s.y) for s in series] or [np.zeros(1)]
     ys += [np.asarray(v) for s in series for v in (s.low, s.high) if v is not None]
-    x_map = _resolve(x, xs, _LEFT, _WIDTH - _RIGHT, pad=0.0)
+    x_map = _resolve(x, xs, _LEFT, right, pad=0.0)
     y_map = _resolve(y, ys, bottom, _TOP, pad=0.05)
     parts: list[Html] = []
     places: list[tuple[float, str, str]] = []
     for i, band in enumerate(bands):
-        ends = np.clip(x_map([band.start, band.stop]), _LEFT, _WIDTH - _RIGHT)
-        width = float(ends[1] - ends[0])
+        ends = np.clip(x_map([band.start, band.stop]), _LEFT, right)
+        band_width = float(ends[1] - ends[0])
         shade = f"band band{i % 2}"
         parts.append(
             tag(
@@ -322,7 +326,7 @@ def chart(
                 tag("title", band.label),
                 x=float(ends[0]),
                 y=_TOP,
-                width=width,
+                width=band_width,
                 height=bottom - _TOP,
                 class_=shade,
             )
@@ -331,15 +335,15 @@ def chart(
     parts.append(_frame(x, y, x_map, y_map))
     for rule in rules:
         at = x_map.one(rule.x)
-        if _LEFT <= at <= _WIDTH - _RIGHT + 0.01:
+        if _LEFT <= at <= right + 0.01:
             parts.append(tag("line", x1=at, x2=at, y1=_TOP, y2=bottom, class_="rule"))
             places.append((at, "middle", rule.label))
-    parts.append(_labels(sorted(places)))
+    parts.append(_labels(sorted(places), width))
     parts.extend(_draw(s, x_map, y_map) for s in series)
     return tag(
         "svg",
         *parts,
-        viewBox=f"0 0 {_WIDTH:.0f} {height:.0f}",
+        viewBox=f"0 0 {width:.0f} {height:.0f}",
         role="img",
         aria_label=description,
         class_="chart",

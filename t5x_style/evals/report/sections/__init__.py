@@ -13,6 +13,7 @@ from t5x_style.evals.report.sections import (
     overview,
     provenance,
     router_study,
+    statistics,
     training,
     vocabulary,
 )
@@ -20,6 +21,7 @@ from t5x_style.evals.report.sections import (
 SECTIONS: tuple[Section, ...] = (
     *overview.SECTIONS,
     *corpus.SECTIONS,
+    *statistics.SECTIONS,
     *vocabulary.SECTIONS,
     *training.SECTIONS,
     *experts.SECTIONS,
