@@ -5,14 +5,14 @@ since a seed's runs all start from the same weights and read the same batches.
 """
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-STUDY = "study.json"
+from t5x_style.evals.studies import difference, over_seeds, plus_minus, read_run
+
 # Of the routers' metrics those that a study tabulates, as means over its seeds.
 RATES = (
     "unrouted",
@@ -50,20 +50,12 @@ def read_result(metrics: Path, validation: str) -> Result:
     Raises:
       ValueError: it has no evaluation of that name.
     """
-    lines = [json.loads(x) for x in metrics.read_text().splitlines()]
-    prefix = f"eval/{validation}/"
-    evaluated = [line for line in lines if f"{prefix}loss" in line]
-    if not evaluated:
-        raise ValueError(
-            f"{metrics.parent} was not evaluated on {validation!r}: name it in "
-            "router_study.validation"
-        )
-    last = {name.removeprefix(prefix): value for name, value in evaluated[-1].items()}
-    secs = [line["timing/step_secs_p50"] for line in lines if "timing/step_secs_p50" in line]
+    run = read_run(metrics, validation, "router_study.validation")
+    last = run.last()
     routing = {
         name.removeprefix("moe/"): value for name, value in last.items() if name.startswith("moe/")
     }
-    return Result(last["loss"], statistics.median(secs), routing)
+    return Result(last["loss"], run.step_secs, routing)
 
 
 def summed_up(results: Sequence[Result], plain: Sequence[Result] | None) -> dict[str, Any]:
@@ -78,16 +70,13 @@ def summed_up(results: Sequence[Result], plain: Sequence[Result] | None) -> dict
       means of `RATES`, the median step time, and first choices and load by mixture and expert.
     """
     losses = [result.loss for result in results]
-    row = {
+    row: dict[str, Any] = {
         "num_seeds": len(results),
-        "loss": statistics.mean(losses),
-        "loss_deviation": _deviation(losses),
+        **over_seeds("loss", losses),
         "step_secs": statistics.median(result.step_secs for result in results),
     }
     if plain is not None:
-        differences = [a.loss - b.loss for a, b in zip(results, plain, strict=True)]
-        row["difference"] = statistics.mean(differences)
-        row["difference_deviation"] = _deviation(differences)
+        row |= difference("difference", losses, [result.loss for result in plain])
     for name in RATES:
         values = [result.metrics[name] for result in results if name in result.metrics]
         if values:
@@ -95,10 +84,6 @@ def summed_up(results: Sequence[Result], plain: Sequence[Result] | None) -> dict
     for name in ("chosen", "load"):
         row[name] = _by_mixture_and_expert(results, name)
     return row
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _by_mixture_and_expert(results: Sequence[Result], name: str) -> list[list[float]]:
@@ -140,12 +125,3 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{1e3 * row['step_secs']:5.0f} ms"
         )
     return "\n".join(lines)
-
-
-def plus_minus(row: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
-    """Returns a value and its deviation over seeds, a dash where there is none."""
-    if name not in row:
-        return "–"
-    value = f"{row[name]:+.4f}".replace("-", "−") if signed else f"{row[name]:.4f}"
-    deviation = row[f"{name}_deviation"]
-    return value if deviation is None else f"{value} ± {deviation:.4f}"

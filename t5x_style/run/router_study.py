@@ -5,23 +5,18 @@ factor, on the same batches, and so is the dense model itself. Called again, the
 the first run that is not finished.
 """
 
-import contextlib
 import dataclasses
 import functools
-import io
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_style.artifacts import Artifact
 from t5x_style.config import cli
 from t5x_style.data.batches import Component
-from t5x_style.evals.router_study import STUDY, as_text, read_result, summed_up
+from t5x_style.evals.router_study import as_text, read_result, summed_up
 from t5x_style.models.config import MoEConfig
 from t5x_style.ops.routing import Router
-from t5x_style.run.train import train
+from t5x_style.run.studies import Study, quietly
 from t5x_style.run.upcycle import upcycle
 from t5x_style.train import run_folder
 from t5x_style.train.job import InitialRun, Job
@@ -100,31 +95,19 @@ def router_study(
         "capacity_factors": list(capacity_factors),
         "seeds": list(seeds),
     }
-    artifact = Artifact(folder / "table", stage="router_study", settings=settings)
-    if artifact.is_current():
-        print(as_text(json.loads((artifact.folder / STUDY).read_text())["arms"]))
+    study = Study("router study", folder, validation, _as_text, keep_checkpoints)
+    table = study.table(settings)
+    if table.is_current():
         return
 
     def run(name: str, factor: float | None, seed: int, router: Router | None) -> Any:
-        run_dir = folder / "runs" / name / ("any" if factor is None else f"{factor:g}") / str(seed)
+        run_dir = study.run_dir(name, "any" if factor is None else f"{factor:g}", str(seed))
         start = dense
         if router is not None:
             start = str(folder / "upcycled" / str(seed))
-            _quietly(functools.partial(upcycle, dense, moe, start, seed=seed))
-        print(f"router study: {run_dir}", flush=True)
-        _quietly(
-            functools.partial(
-                train,
-                str(run_dir),
-                _of_arm(job, moe, router, seed),
-                components,
-                validation=validation,
-                initial_run=_initial(start),
-                writer_names=("json_lines", "tensorboard"),
-            )
-        )
-        if not keep_checkpoints:
-            shutil.rmtree(run_dir / run_folder.CHECKPOINTS, ignore_errors=True)
+            quietly(functools.partial(upcycle, dense, moe, start, seed=seed))
+        study.train(run_dir, _of_arm(job, moe, router, seed), components, _initial(start))
+        study.drop_weights(run_dir)
         return read_result(run_dir / run_folder.METRICS, held_out)
 
     results: dict[tuple[str, float | None], list[Any]] = {}
@@ -141,10 +124,12 @@ def router_study(
         | summed_up(of_seeds, results.get((plain.get(name, ""), factor)))
         for (name, factor), of_seeds in results.items()
     ]
-    with artifact.write() as writer:
-        run_folder.write_json(writer.folder / STUDY, {"held_out": held_out, "arms": rows})
-        writer.counts.update(arms=len(rows), runs=sum(map(len, results.values())))
-    print(as_text(rows))
+    contents = {"held_out": held_out, "arms": rows}
+    study.write(table, contents, sum(map(len, results.values())))
+
+
+def _as_text(contents: Mapping[str, Any]) -> str:
+    return as_text(contents["arms"])
 
 
 def _of_arm(job: Job, moe: MoEConfig, router: Router | None, seed: int) -> Job:
@@ -160,12 +145,6 @@ def _of_arm(job: Job, moe: MoEConfig, router: Router | None, seed: int) -> Job:
 def _initial(start: Named) -> InitialRun:
     run_dir, step = (start, None) if isinstance(start, str) else start
     return InitialRun(run_dir, mode="params", step=step)
-
-
-def _quietly(call: Any) -> None:
-    """Calls a verb and swallows what it prints."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        call()
 
 
 if __name__ == "__main__":

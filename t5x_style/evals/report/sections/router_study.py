@@ -8,7 +8,7 @@ from t5x_style.evals.report.inputs import Inputs
 from t5x_style.evals.report.markup import Html, details, figure, join, note, number, table, tag
 from t5x_style.evals.report.page import Section
 from t5x_style.evals.report.plots import Axis, Series, chart, legend
-from t5x_style.evals.router_study import STUDY, plus_minus
+from t5x_style.evals.studies import STUDY, plus_minus
 
 _RATES = {
     "unrouted": "No slot",
