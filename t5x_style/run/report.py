@@ -32,6 +32,7 @@ def report(
     samples: Folders | None = None,
     needle: Folders | None = None,
     router_study: Folders | None = None,
+    data_study: Folders | None = None,
     required: Sequence[str] = (),
 ) -> None:
     """Writes report.html, which needs nothing beside it.
@@ -51,6 +52,7 @@ def report(
       samples: output folders of generate.
       needle: output folders of needle.
       router_study: the tables of router_study, the folder `table` in its output.
+      data_study: the same of data_study.
       required: names of the arguments above that must be there.
 
     Raises:
@@ -68,6 +70,7 @@ def report(
         "samples": samples,
         "needle": needle,
         "router_study": router_study,
+        "data_study": data_study,
     }
     if unknown := sorted(set(required) - set(arguments)):
         raise ValueError(f"report.required names {unknown}; it may name {', '.join(arguments)}")

@@ -7,6 +7,7 @@ here, and an argument of run/report.py for each new input.
 from t5x_style.evals.report.page import Section
 from t5x_style.evals.report.sections import (
     corpus,
+    data_study,
     evaluation,
     experts,
     needle,
@@ -26,6 +27,7 @@ SECTIONS: tuple[Section, ...] = (
     *training.SECTIONS,
     *experts.SECTIONS,
     *router_study.SECTIONS,
+    *data_study.SECTIONS,
     *evaluation.SECTIONS,
     *needle.SECTIONS,
     *provenance.SECTIONS,
