@@ -368,6 +368,44 @@ def _stages(folder: Path, num_documents: int, rng: np.random.Generator) -> dict[
     return folders
 
 
+def _data_study(folder: Path) -> None:
+    rows = []
+    for number, name in enumerate(("raw", "clean", "high_quality")):
+        found = {
+            "bits_per_byte": 2.5 - number / 100,
+            "bits_per_byte_deviation": 0.02,
+            "steps": [10, 20],
+            "course": [
+                {"bits_per_byte": bits, "bits_per_byte_deviation": 0.02} for bits in (3.0, 2.5)
+            ],
+        }
+        if number:
+            found |= {"difference": -0.01 * number, "difference_deviation": 0.0004}
+            found |= {"step": -0.01, "step_deviation": 0.0002, "seeds_better": 2}
+        rows.append(
+            {
+                "name": name,
+                "documents": 100 // (number + 1),
+                "tokens": 90_000,
+                "num_bytes": 270_000,
+                "epochs": 1.25,
+                "shared": 0.0012,
+                "num_seeds": 3,
+                "step_secs": 0.05,
+                "held_out": {"held_out": found},
+                "toxicity": 0.3 - number / 10,
+                "toxicity_deviation": 0.01,
+                "toxic_half": 0.25,
+                "toxic_half_deviation": 0.02,
+                "toxic_most": 0.125,
+                "toxic_most_deviation": None,
+            }
+        )
+    with Artifact(folder, stage="data_study", settings={}).write() as writer:
+        contents = {"tokens": 614_400, "arms": rows}
+        (writer.folder / "study.json").write_text(json.dumps(contents))
+
+
 def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     """Writes all stages' folders and returns the report's arguments that name them."""
     rng = np.random.default_rng(0)
@@ -392,6 +430,7 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     _needle(folder / "needle")
     _mixture(folder / "runs" / "mixture", rng)
     _router_study(folder / "router_study")
+    _data_study(folder / "data_study")
     stages = _stages(folder / "stages", num_documents, rng)
     with contextlib.redirect_stdout(io.StringIO()):
         statistics(str(folder / "statistics"), stages, num_workers=1)
@@ -406,6 +445,7 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
         "runs": {name: str(folder / "runs" / name) for name, *_ in _PHASES},
         "mixtures": {"mixture": str(folder / "runs" / "mixture")},
         "router_study": str(folder / "router_study"),
+        "data_study": str(folder / "data_study"),
     }
 
 

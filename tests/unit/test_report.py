@@ -163,6 +163,23 @@ def test_a_histogram_is_of_all_documents_but_the_outermost():
     assert series.x.tolist() == [0.08, 0.09]
 
 
+def test_texts_are_compared_by_the_models_trained_on_them(page, text):
+    words = " ".join(page.text)
+    for expected in (
+        "2.4800 ± 0.0200",
+        "−0.0200 ± 0.0004",
+        "−0.0100 ± 0.0002",
+        "2 of 3 seeds",
+        "614,400 tokens",
+        "0.12%",
+        "0.1000 ± 0.0100",
+        "0.8 or more",
+    ):
+        assert expected in words, expected
+    study = text[text.index('id="data-study"') :]
+    assert study[: study.index("</section>")].count('class="chart"') == 1
+
+
 def test_a_title_is_text(page):
     assert "A <run>" in page.text
 
@@ -190,8 +207,9 @@ def test_tables_and_charts_can_be_read_aloud(page):
     assert len(page.all("caption")) == len(page.all("table")) >= 12
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
     charts = [svg for svg in page.all("svg") if svg["class"] == "chart"]
-    # Lengths, statistics without tokens, training curves, experts, routers, positions, needles.
-    assert len(charts) == 2 + 8 + 4 + 3 + 5 + 2 + 2
+    # Lengths, statistics without tokens, training curves, experts, routers, texts, positions,
+    # needles.
+    assert len(charts) == 2 + 8 + 4 + 3 + 5 + 1 + 2 + 2
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in charts)
     assert page.all("html") == [{"lang": "en"}]
 
@@ -206,7 +224,7 @@ def test_without_inputs_every_section_says_so(tmp_path):
     page = _Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     words = "".join(page.text)
     shown = [section for section in SECTIONS if section.is_shown(Inputs.from_arguments({}))]
-    hidden = {"retention", "statistics", "experts", "routers", "needle"}
+    hidden = {"retention", "statistics", "experts", "routers", "data-study", "needle"}
     assert {s.key for s in SECTIONS} - {s.key for s in shown} == hidden
     marked = [section for section in shown if section.inputs]
     assert all(f"report.{section.inputs[0]} is not set" in words for section in marked)
