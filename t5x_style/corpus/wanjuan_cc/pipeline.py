@@ -48,7 +48,6 @@ from t5x_style.corpus.wanjuan_cc.safe import Safe, SafeSettings
 
 # What a stage does: the funnel before it, its outputs, and counts for its manifest.
 Act = Callable[[Job], tuple[Funnel, list[Source], dict[str, Any]]]
-STAGES = ("raw", "clean", "dedup", "safe", "high_quality")
 _FUNNEL_KEY = b"funnel"
 
 
