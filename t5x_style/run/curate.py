@@ -35,6 +35,7 @@ from t5x_style.corpus.wanjuan_cc.safe import Safe, SafeSettings
 from t5x_style.progress import progress
 
 _STEPS = (*page_reader.STEPS, *pipeline.STEPS)
+_ARCHIVES = ("*.warc", "*.warc.gz", "*.warc.zst")
 _HINT = "set curate.curate.warc_files (--gin.WARC_FILES=\"'path/*.warc.gz'\")"
 
 
@@ -137,12 +138,12 @@ def find_warc_files(warc_files: str | Sequence[str] | None) -> list[Path]:
     paths: list[Path] = []
     for pattern in map(os.fspath, given):
         if os.path.isdir(pattern):
-            found = [name for end in ("*.warc", "*.warc.gz") for name in Path(pattern).glob(end)]
+            found = [name for end in _ARCHIVES for name in Path(pattern).glob(end)]
         else:
             # A plain path first: its name may hold signs that mean something in a pattern.
             found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
         if not found:
-            raise ValueError(f"no web archive (.warc, .warc.gz) at {pattern!r}: {_HINT}")
+            raise ValueError(f"no web archive ({', '.join(_ARCHIVES)}) at {pattern!r}: {_HINT}")
         paths += sorted(Path(name) for name in found if os.path.isfile(name))
     return list(dict.fromkeys(paths))
 

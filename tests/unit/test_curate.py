@@ -169,6 +169,8 @@ def test_paths_patterns_and_folders_name_files_once_and_in_order(archives, tmp_p
     assert find_warc_files(str(odd)) == [odd]
     names = [path.name for path in find_warc_files(str(archives))]
     assert names == ["a-old.warc.gz", "b-new.warc.gz", "broken.warc.gz"]
+    (tmp_path / "c.warc.zst").write_bytes(b"")
+    assert [path.name for path in find_warc_files(str(tmp_path))] == ["c.warc.zst", odd.name]
     given = [str(archives / "b-new.warc.gz"), str(archives / "*.gz")]
     assert [path.name for path in find_warc_files(given)] == [names[1], names[0], names[2]]
 
