@@ -68,9 +68,11 @@ def urls_of(folder):
 
 def start_curate(folder, archives):
     program = (
+        "from t5x_style.corpus.engine.executors import LocalExecutor\n"
         "from tests.unit.curation import Curation, curate\n"
         "settings = Curation(documents_per_shard=40, documents_per_partition=60)\n"
-        f"curate({str(folder)!r}, {str(archives)!r}, settings=settings)\n"
+        "executor = LocalExecutor(2)\n"
+        f"curate({str(folder)!r}, {str(archives)!r}, settings=settings, executor=executor)\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program],

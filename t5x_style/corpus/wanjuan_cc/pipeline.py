@@ -45,6 +45,7 @@ from t5x_style.corpus.wanjuan_cc.dedup_flow import deduplicate
 from t5x_style.corpus.wanjuan_cc.quality import QualitySettings
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings, extract
 from t5x_style.corpus.wanjuan_cc.safe import Safe, SafeSettings
+from t5x_style.corpus.warc import splits
 
 # What a stage does: the funnel before it, its outputs, and counts for its manifest.
 Act = Callable[[Job], tuple[Funnel, list[Source], dict[str, Any]]]
@@ -131,6 +132,8 @@ def raw(
     pages: PageSettings,
     settings: RawSettings,
     limits: GuardLimits,
+    *,
+    split_bytes: int,
     hint: str,
 ) -> None:
     """Web archives to text in the languages wanted.
@@ -141,6 +144,7 @@ def raw(
       pages: which responses are pages.
       settings: extraction and language.
       limits: what one page may cost before it is given up and counted.
+      split_bytes: a larger archive is worked on in parts of about this size.
       hint: which setting names the archives, for an error.
 
     Raises:
@@ -148,13 +152,20 @@ def raw(
     """
 
     def act(job: Job) -> tuple[Funnel, list[Source], dict[str, Any]]:
-        sources = sources_of_files(job.executor, paths)
+        files = sources_of_files(job.executor, paths)
+        cut = functools.partial(splits, split_bytes=split_bytes, limits=pages.warc)
+        parts = job.executor.map(cut, paths)
+        sources = [
+            dataclasses.replace(source, part=part)
+            for source, of_file in zip(files, parts, strict=True)
+            for part in of_file
+        ]
         function = functools.partial(_extracted, pages=pages, settings=settings, limits=limits)
         outputs = job.map_batches("raw", sources, function, TEXT_SCHEMA, run.documents_per_shard)
         _check_records(outputs, paths, hint)
         return Funnel(), outputs, {}
 
-    known = {"pages": pages, "raw": settings, "limits": limits}
+    known = {"pages": pages, "raw": settings, "limits": limits, "split_bytes": split_bytes}
     run.stage("raw", paths, known, act)
 
 
@@ -301,7 +312,8 @@ def _extracted(
     for name in ("records", "pages", "raw"):
         funnel.add(name, 0, 0, 0, {})
     with GuardedPool(factory, dataclasses.asdict(settings), limits, num_workers=1) as pool:
-        tables = read_pages(source.paths[0], pages, funnel)
+        start, stop = source.part
+        tables = read_pages(source.paths[0], pages, funnel, start, stop, is_aligned=True)
         for result in pool.map(_to_bytes(table) for table in tables):
             table = _from_bytes(result)
             funnel.merge(Funnel.from_json(json.loads(table.schema.metadata[_FUNNEL_KEY])))
