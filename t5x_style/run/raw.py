@@ -12,6 +12,7 @@ from t5x_style.corpus.guard import GuardLimits
 from t5x_style.corpus.pages import PageSettings
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
 
 _ARCHIVES = ("*.warc", "*.warc.gz", "*.warc.zst")
 _HINT = "set raw.raw.warc_files (--gin.WARC_FILES=\"'path/*.warc.gz'\")"
@@ -52,7 +53,7 @@ def raw(
     paths = find_warc_files(warc_files or crawl_dir)
     with executor or LocalExecutor() as ready:
         pipeline.raw(
-            pipeline.Run(ready, output_dir, documents_per_shard, dry_run),
+            Run(ready, output_dir, documents_per_shard, dry_run),
             paths,
             pages or PageSettings(),
             settings or RawSettings(),
