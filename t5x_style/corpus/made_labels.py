@@ -43,10 +43,10 @@ class MadeLabelsSettings:
       function_words, advertisements: files, as paths or names under `data/`.
     """
 
-    num_texts: int = 8000
+    num_texts: int = 16_000
     min_words: int = 8
     max_words: int = 160
-    passages_per_document: int = 16
+    passages_per_document: int = 32
     max_documents: int = 20_000
     held_out_share: float = 0.15
     min_prose_words: float = 0.8
@@ -156,8 +156,11 @@ class Breaker:
 
     def broken(self, passage: Passage, rng: np.random.Generator) -> str:
         """Returns the passage broken in a way that is drawn."""
-        name = list(self.ways)[rng.integers(len(self.ways))]
-        return self.ways[name](passage, rng)
+        whole = made = text_of(passage)
+        while made == whole:  # a short sentence may come out as it was
+            name = list(self.ways)[rng.integers(len(self.ways))]
+            made = self.ways[name](passage, rng)
+        return made
 
     def _each(
         self,
@@ -327,14 +330,11 @@ class Advertiser:
 def fluency_examples(
     passages: Sequence[Passage], function_words: Iterable[str], rng: np.random.Generator
 ) -> Examples:
-    """Returns passages (1) and broken ones (0), as many; each passage is used once.
-
-    Pieces that are put into a broken text are of other broken ones, never of a good one.
-    """
-    half = len(passages) // 2
-    breaker = Breaker(passages[half:], function_words)
-    good = [(text_of(passage), 1) for passage in passages[:half]]
-    return good + [(breaker.broken(passage, rng), 0) for passage in passages[half : 2 * half]]
+    """Returns each passage twice: as it is (1) and broken (0), so that no topic tells."""
+    breaker = Breaker(passages, function_words)
+    return [(text_of(passage), 1) for passage in passages] + [
+        (breaker.broken(passage, rng), 0) for passage in passages
+    ]
 
 
 def not_ad_examples(
@@ -343,10 +343,9 @@ def not_ad_examples(
     insertions: float,
     rng: np.random.Generator,
 ) -> Examples:
-    """Returns passages (1), and advertisements alone and within passages (0), as many of both."""
-    half = len(passages) // 2
-    examples = [(text_of(passage), 1) for passage in passages[:half]]
-    for passage in passages[half : 2 * half]:
+    """Returns the passages (1), and advertisements alone and within them (0), as many of both."""
+    examples = [(text_of(passage), 1) for passage in passages]
+    for passage in passages:
         is_inserted = rng.random() < insertions
         made = advertiser.within(passage, rng) if is_inserted else advertiser.page(rng)
         examples.append((made, 0))

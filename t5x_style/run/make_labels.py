@@ -54,7 +54,7 @@ def make_labels(
         for number, (part, passages) in enumerate(by_part.items()):
             rng = np.random.default_rng((settings.seed, number))
             share = settings.held_out_share if part == "test" else 1 - settings.held_out_share
-            order = rng.permutation(len(passages))[: round(settings.num_texts * share)]
+            order = rng.permutation(len(passages))[: round(settings.num_texts * share / 2)]
             passages = [passages[place] for place in order]
             if len(passages) < 4:
                 raise ValueError(

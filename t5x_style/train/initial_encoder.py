@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_style.models.transformer import stack_layers, unstack_layers
 from t5x_style.train import checkpoint
@@ -16,7 +17,8 @@ from t5x_style.train.state import InitialisesParams, TrainState
 class InitialEncoder(InitialRun):
     """A run whose embedding, layers and last normalisation an encoder begins with.
 
-    It may have been trained as a decoder; what it takes to see both ways is then learnt.
+    It may have been trained as a decoder, and learns to see both ways then, or be a classifier of
+    something else.
 
     Attributes:
       objective: of the classifier; its params are {"encoder": ..., "head": ...}.
@@ -34,7 +36,9 @@ class InitialEncoder(InitialRun):
           ValueError: there is no such checkpoint, it is damaged, or it is of another model.
         """
         assert self.objective is not None
-        config, params = checkpoint.load_model(self.run_dir, self.step)
+        whole = NamedSharding(abstract.step.sharding.mesh, PartitionSpec())
+        config, params = checkpoint.load_model(self.run_dir, self.step, sharding=whole)
+        params = params.get("encoder", params)
         encoder = {name: value for name, value in params.items() if name != "output"}
         is_stacked, wants_stacked = "layers" in encoder, "layers" in abstract.params["encoder"]
         if is_stacked != wants_stacked:
