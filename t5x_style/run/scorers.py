@@ -13,7 +13,7 @@ from t5x_style.data.vocabulary import Vocabulary
 _CLASSIFIER = "classifier.json"
 
 
-class Scorer(Protocol):
+class TextScorer(Protocol):
     """What judges texts."""
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
@@ -21,7 +21,7 @@ class Scorer(Protocol):
         ...
 
 
-def load_scorer(folder: str | os.PathLike[str]) -> Scorer:
+def load_scorer(folder: str | os.PathLike[str]) -> TextScorer:
     """Returns the scorer that `run.train_scorer` or `run.train_classifier` wrote into a folder.
 
     JAX is imported for a classifier only, and takes all devices of the process.

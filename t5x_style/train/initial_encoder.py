@@ -36,7 +36,8 @@ class InitialEncoder(InitialRun):
           ValueError: there is no such checkpoint, it is damaged, or it is of another model.
         """
         assert self.objective is not None
-        whole = NamedSharding(abstract.step.sharding.mesh, PartitionSpec())
+        sharding: Any = abstract.step.sharding
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
         config, params = checkpoint.load_model(self.run_dir, self.step, sharding=whole)
         params = params.get("encoder", params)
         encoder = {name: value for name, value in params.items() if name != "output"}
