@@ -33,7 +33,9 @@ def load_scorer(folder: str | os.PathLike[str]) -> TextScorer:
         return linear_scorer.LinearScorer.load(folder)
     if (Path(folder) / _CLASSIFIER).is_file():
         from t5x_style.infer.classify import TextClassifier
+        from t5x_style.train import compile_cache
 
+        compile_cache.enable()
         vocabulary = Vocabulary.load(folder)
         return TextClassifier.load(folder, vocabulary.encode, vocabulary.bos_id)
     raise ValueError(
