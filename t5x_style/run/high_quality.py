@@ -5,6 +5,7 @@ from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.quality import QualitySettings
 from t5x_style.corpus.wanjuan_cc.stage_run import Run
+from t5x_style.run.scorers import load_scorer
 
 
 def high_quality(
@@ -33,7 +34,7 @@ def high_quality(
     with executor or LocalExecutor() as ready:
         run = Run(ready, output_dir, documents_per_shard, dry_run)
         pipeline.high_quality_documents(
-            run, documents, settings or QualitySettings(), validation_share
+            run, documents, settings or QualitySettings(), validation_share, load_scorer
         )
 
 

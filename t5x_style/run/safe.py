@@ -5,6 +5,7 @@ from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.safe import SafeSettings
 from t5x_style.corpus.wanjuan_cc.stage_run import Run
+from t5x_style.run.scorers import load_scorer
 
 
 def safe(
@@ -30,7 +31,7 @@ def safe(
     """
     with executor or LocalExecutor() as ready:
         run = Run(ready, output_dir, documents_per_shard, dry_run)
-        pipeline.safe_documents(run, documents, settings or SafeSettings())
+        pipeline.safe_documents(run, documents, settings or SafeSettings(), load_scorer)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,16 @@
 """Scorers of texts by the folder they lie in, whichever kind it holds; no verb of its own."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from t5x_style.corpus import linear_scorer
+from t5x_style.corpus.scorer import Scorer
 from t5x_style.data.vocabulary import Vocabulary
 
 _CLASSIFIER = "classifier.json"
 
 
-class TextScorer(Protocol):
-    """What judges texts."""
-
-    def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Returns float32 [D], from 0 to 1; a text's score does not depend on the others."""
-        ...
-
-
-def load_scorer(folder: str | os.PathLike[str]) -> TextScorer:
+def load_scorer(folder: str | os.PathLike[str]) -> Scorer:
     """Returns the scorer that `run.train_scorer` or `run.train_classifier` wrote into a folder.
 
     JAX is imported for a classifier only, and takes all devices of the process.

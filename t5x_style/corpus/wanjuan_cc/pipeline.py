@@ -31,7 +31,6 @@ from t5x_style.corpus.engine.tasks import Source, shards_of, sources_of_files
 from t5x_style.corpus.engine.verbs import Job
 from t5x_style.corpus.guard import GuardedPool, GuardLimits
 from t5x_style.corpus.html_scan import ScanLimits
-from t5x_style.corpus.linear_scorer import LinearScorer
 from t5x_style.corpus.pages import PageSettings, read_pages
 from t5x_style.corpus.scorer import LoadScorer, Scorer
 from t5x_style.corpus.stages import Stage, run_stages
@@ -120,9 +119,7 @@ def dedup_documents(
     run.stage("dedup", folder, {"dedup": settings}, act)
 
 
-def safe_documents(
-    run: Run, folder: str, settings: SafeSettings, load_scorer: LoadScorer = LinearScorer.load
-) -> None:
+def safe_documents(run: Run, folder: str, settings: SafeSettings, load_scorer: LoadScorer) -> None:
     """Documents without copies to safe ones, personal data masked."""
     lists = [list_path(name) for name in (*settings.domain_lists, *settings.word_lists)]
     scorers = [cut.scorer for cut in (settings.toxicity, settings.pornography) if cut]
@@ -141,7 +138,7 @@ def high_quality_documents(
     folder: str,
     settings: QualitySettings,
     validation_share: float,
-    load_scorer: LoadScorer = LinearScorer.load,
+    load_scorer: LoadScorer,
 ) -> None:
     """Safe documents to the better ones, each in its split.
 
