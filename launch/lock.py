@@ -28,7 +28,7 @@ BUILD = "setuptools"
 LAYERS = [
     ("requirements-core.txt", [], None),
     ("requirements.txt", ["seqio", "corpus", "eval"], "requirements-core.txt"),
-    ("requirements-test.txt", ["seqio", "corpus", "eval", "test"], "requirements.txt"),
+    ("requirements-test.txt", ["seqio", "corpus", "cluster", "eval", "test"], "requirements.txt"),
 ]
 # No wheel for that Python, and a stand-in in this folder (see environment.sh).
 WITHOUT_WHEEL = {"editdistance": "python_full_version < '3.13'"}

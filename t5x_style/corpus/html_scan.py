@@ -36,12 +36,13 @@ _TAG = re.compile(
     re.VERBOSE,
 )
 _ATTRIBUTE = re.compile(
-    r"""[\s/]*+(?P<name>[^\s/>=]++)
+    r"""(?P<name>[^\s/>=]++)
         (?:\s*+=\s*+(?:"(?P<double>[^"]*+)"|'(?P<single>[^']*+)'|(?P<bare>[^\s>]*+)))?""",
     re.VERBOSE,
 )
 _QUOTED_VALUE = re.compile(r"""=\s*+(?:"[^"]*+"|'[^']*+')""")
-_SEPARATORS = re.compile(r"[\s/]++(?=[^\s/])")
+# From the first of a run only, or a run at the end would cost the square of its length.
+_SEPARATORS = re.compile(r"(?<![\s/])[\s/]++(?=[^\s/])")
 _COMMENT_END = re.compile(r"--!?>")
 _RAW_TEXT_END = {
     name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
@@ -92,6 +93,8 @@ _SHORT_TAG_CHARS = 512
 _TITLE_CHARS = 512
 _ANCHOR_CHARS = 256
 _URL_CHARS = 1024
+# Before entities are read. Python refuses to read a number of more than 4,300 digits.
+_HREF_CHARS = 4 * _URL_CHARS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +281,8 @@ def _href(attributes: str) -> str | None:
     for attribute in _ATTRIBUTE.finditer(attributes):
         if attribute["name"].lower() == "href":
             value = attribute["double"] or attribute["single"] or attribute["bare"] or ""
+            if len(value) > _HREF_CHARS:
+                return None
             return (html.unescape(value) if "&" in value else value).strip()
     return None
 

@@ -6,13 +6,25 @@ cannot be read is refused under a reason. Nothing is fetched from anywhere.
 
 import dataclasses
 import re
-import zlib
 
 import brotli
+
+from t5x_style.corpus.inflaters import (
+    GZIP_WBITS,
+    RAW_WBITS,
+    ZLIB_WBITS,
+    BadStream,
+    Inflater,
+    ZlibInflater,
+    ZstdInflater,
+)
 
 _HEADER_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 16
 _MOST_CODINGS = 2
+_MOST_CHUNKS = 1 << 18
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_WINDOW_BYTES = 1 << 23  # the largest that a server may use (RFC 9659)
 _HEADER_END = re.compile(rb"\r{0,2}\n\r{0,2}\n")
 _STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+(\d{3})(?:[ \t][^\r\n]*)?\r{0,2}\n")
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]{0,1024})?\r?\n")
@@ -53,8 +65,8 @@ def parse_response(block: bytes, max_body_bytes: int) -> HttpResponse:
       max_body_bytes: most bytes of body after decompression.
 
     Raises:
-      RefusedResponse: http_malformed, http_header_too_large, content_encoding (unknown or
-        damaged), body_too_large.
+      RefusedResponse: http_malformed, http_header_too_large, too_many_chunks, content_encoding
+        (unknown or damaged), body_too_large.
     """
     response = _split_head(block)
     body, headers = response.body, response.headers
@@ -72,7 +84,7 @@ def parse_response(block: bytes, max_body_bytes: int) -> HttpResponse:
 
 
 def _split_head(block: bytes) -> HttpResponse:
-    status_line = _STATUS_LINE.match(block)
+    status_line = _STATUS_LINE.match(block, 0, _HEADER_BYTES)
     if not status_line:
         raise RefusedResponse("http_malformed")
     # From the status line's own end: a response without any headers has its blank line there.
@@ -92,6 +104,8 @@ def _dechunked(body: bytes) -> bytes:
     """Joins the chunks; gives the body as it is where a crawler has already joined them."""
     pieces, position = [], 0
     while size_line := _CHUNK_SIZE.match(body, position):
+        if len(pieces) == _MOST_CHUNKS:
+            raise RefusedResponse("too_many_chunks")
         size = int(size_line.group(1), 16)
         start = size_line.end()
         if size == 0:
@@ -108,28 +122,36 @@ def _decoded(body: bytes, coding: str, max_bytes: int) -> bytes:
     if coding in ("gzip", "x-gzip"):
         if not body.startswith(b"\x1f\x8b"):
             return body  # stored decoded under the header of the encoded response
-        return _inflated(body, 31, max_bytes)
+        return _inflated(body, ZlibInflater(GZIP_WBITS), max_bytes)
     if coding == "deflate":
         # The name means zlib, but many servers send a bare deflate stream.
         is_zlib = len(body) > 1 and body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0
-        return _inflated(body, 15 if is_zlib else -15, max_bytes)
+        return _inflated(body, ZlibInflater(ZLIB_WBITS if is_zlib else RAW_WBITS), max_bytes)
+    if coding == "zstd":
+        if not body.startswith(_ZSTD_MAGIC):
+            return body
+        return _inflated(body, ZstdInflater(_ZSTD_WINDOW_BYTES), max_bytes)
     if coding == "br":
         return _unbrotlied(body, max_bytes)
     raise RefusedResponse("content_encoding")
 
 
-def _inflated(body: bytes, wbits: int, max_bytes: int) -> bytes:
-    inflater = zlib.decompressobj(wbits=wbits)
+def _inflated(body: bytes, inflater: Inflater, max_bytes: int) -> bytes:
+    left, pieces, total = memoryview(body), [], 0
     try:
-        data = inflater.decompress(body, max_bytes + 1)
-    except zlib.error:
+        while len(left) and not inflater.is_ended:
+            piece, num_taken = inflater.inflate(left)
+            left = left[num_taken:]
+            total += len(piece)
+            if total > max_bytes:
+                raise RefusedResponse("body_too_large")
+            pieces.append(piece)
+    except BadStream:
         raise RefusedResponse("content_encoding") from None
-    if len(data) > max_bytes:
-        raise RefusedResponse("body_too_large")
     # A page cut off by the crawler's size limit is still a page; one that gives nothing is not.
-    if not data and not inflater.eof:
+    if not total and not inflater.is_ended:
         raise RefusedResponse("content_encoding")
-    return data
+    return b"".join(pieces)
 
 
 def _unbrotlied(body: bytes, max_bytes: int) -> bytes:

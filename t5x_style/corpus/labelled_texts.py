@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 Labelled = tuple[list[str], list[bool]]
@@ -40,6 +40,42 @@ def read_labelled(paths: Iterable[str | os.PathLike[str]], *, setting: str) -> L
                 texts.append(text)
                 labels.append(bool(label))
     return texts, labels
+
+
+def known_and_test(
+    examples: str | Sequence[str],
+    test_examples: str | Sequence[str],
+    held_out_share: float,
+    *,
+    verb: str,
+) -> tuple[Labelled, Labelled]:
+    """Reads what to train on and what to measure on.
+
+    Args:
+      examples: a file or files of JSON lines.
+      test_examples: the same to measure on; none: a share of the examples, by hash of the text.
+      held_out_share: that share.
+      verb: gin name of the verb that has these two settings, for errors.
+
+    Raises:
+      ValueError: as `read_labelled`; or nothing is left on one side.
+    """
+    known = read_labelled(listed(examples), setting=f"{verb}.examples")
+    if paths := listed(test_examples):
+        test = read_labelled(paths, setting=f"{verb}.test_examples")
+    else:
+        known, test = held_out(known, held_out_share)
+    if not known[0] or not test[0]:
+        raise ValueError(
+            f"{len(known[0])} texts to train on and {len(test[0])} to measure on: give more in "
+            f"{verb}.examples, or others in {verb}.test_examples"
+        )
+    return known, test
+
+
+def listed(paths: str | Sequence[str]) -> list[str]:
+    """Returns a setting that is one path or several as a list."""
+    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def held_out(examples: Labelled, share: float) -> tuple[Labelled, Labelled]:

@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 
 from t5x_style.corpus.text_hashes import TextBuffer, chunks, ngram_hashes
 
-_CONFIG, _WEIGHTS = "scorer.json", "weights.npy"
+CONFIG, _WEIGHTS = "scorer.json", "weights.npy"
 _IS_WORD = np.array([chr(b).isalnum() or b >= 0x80 or b == ord("'") for b in range(256)])
 
 
@@ -78,7 +78,7 @@ class LinearScorer:
         """Writes the scorer into an existing folder."""
         np.save(Path(folder) / _WEIGHTS, self.weights)
         text = json.dumps(dataclasses.asdict(self.settings), indent=1) + "\n"
-        (Path(folder) / _CONFIG).write_text(text)
+        (Path(folder) / CONFIG).write_text(text)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "LinearScorer":
@@ -88,7 +88,7 @@ class LinearScorer:
           ValueError: the folder holds no scorer, or a damaged one.
         """
         try:
-            fields = json.loads((Path(folder) / _CONFIG).read_text())
+            fields = json.loads((Path(folder) / CONFIG).read_text())
             settings = LinearSettings(**{**fields, "ngrams": tuple(fields["ngrams"])})
             weights = np.load(Path(folder) / _WEIGHTS, allow_pickle=False)
         except (OSError, ValueError, TypeError, KeyError) as error:

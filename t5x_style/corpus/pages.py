@@ -49,26 +49,33 @@ class PageSettings:
 
 
 def read_pages(
-    path: str | os.PathLike[str], settings: PageSettings, funnel: Funnel
+    path: str | os.PathLike[str],
+    settings: PageSettings,
+    funnel: Funnel,
+    start: int = 0,
+    stop: int | None = None,
+    is_aligned: bool = False,
 ) -> Iterator[pa.Table]:
-    """Yields the pages of a WARC file in order as tables of PAGE_SCHEMA.
+    """Yields the pages of a WARC file, or of a part of one, in order as tables of PAGE_SCHEMA.
+
+    The dump they bear is that of the file's first record, whatever the part.
 
     Args:
-      path: `.warc` or `.warc.gz` file.
+      path: `.warc`, `.warc.gz` or `.warc.zst` file.
       settings: caps and filters.
-      funnel: takes the counts of the steps "records" and "pages" once the file is read.
+      funnel: takes the counts of the steps "records" and "pages" once the part is read; those of
+        the parts add up to those of the file.
+      start, stop, is_aligned: the part, as `warc.read_warc` has it.
     """
-    dump = _dump_of_filename(path)
+    dump = _dump_of_file(path, settings.warc)
     losses: Counter[str] = Counter()
     others: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     rows: list[dict[str, object]] = []
     num_responses = num_pages = response_bytes = page_bytes = table_bytes = 0
-    for record in read_warc(path, losses, settings.warc):
+    for record in read_warc(path, losses, settings.warc, start, stop, is_aligned):
         if record.type != "response":
             others[record.type] += 1
-            if record.type == "warcinfo":
-                dump = _dump_of_warcinfo(record) or dump
             continue
         num_responses += 1
         response_bytes += len(record.block)
@@ -110,8 +117,11 @@ def _page(record: WarcRecord, dump: str, settings: PageSettings) -> dict:
     }
 
 
-def _dump_of_filename(path: str | os.PathLike[str]) -> str:
-    return Path(path).name.removesuffix(".gz").removesuffix(".warc")
+def _dump_of_file(path: str | os.PathLike[str], limits: WarcLimits) -> str:
+    """What the file's first record says, or else its name."""
+    record = next(read_warc(path, Counter(), limits), None)
+    name = Path(path).name.removesuffix(".gz").removesuffix(".zst").removesuffix(".warc")
+    return (record and record.type == "warcinfo" and _dump_of_warcinfo(record)) or name
 
 
 def _dump_of_warcinfo(record: WarcRecord) -> str:

@@ -1,26 +1,19 @@
-"""Where the bytes of a WARC file come from: the file itself, or its gzip members one at a time.
+"""The bytes of an uncompressed WARC file, read in order through a small buffer.
 
-Both kinds of source are read in order through a small buffer and can get past a bad record to the
-next one. Here stands what guards against damaged and hostile compression; what the bytes mean is
-left to `warc`.
+A source can get past a bad record to the next one. Compressed files, whose sources build on this
+one, are left to `warc_members`, what the bytes mean to `warc`.
 """
 
 import os
 import re
-import zlib
 from typing import BinaryIO
 
-GZIP_MAGIC = b"\x1f\x8b\x08"
 RECORD_MAGIC = b"WARC/"
 # Two carriage returns in a row come from tools that translated line ends twice.
 VERSION_LINE = re.compile(rb"WARC/\d\.\d{1,2}[ \t\r]{0,4}\n")
 _VERSION_LINE_BYTES = 15
 TAIL_BYTES = 16
-_READ_BYTES = 1 << 16
-_INFLATE_BYTES = 1 << 16
-_GZIP_WBITS = 31
-# A member may inflate this far whatever its ratio: short repetitive pages are no bombs.
-_FREE_INFLATION_BYTES = 1 << 22
+READ_BYTES = 1 << 16
 
 
 class BadMember(Exception):
@@ -44,7 +37,7 @@ class PlainSource:
     def _more(self) -> bytes:
         """Returns the next bytes, b"" at the end; raises BadMember."""
         self._file.seek(self._position)
-        data = self._file.read(_READ_BYTES)
+        data = self._file.read(READ_BYTES)
         self._position += len(data)
         return data
 
@@ -72,6 +65,9 @@ class PlainSource:
 
     def skip(self, num_bytes: int) -> int:
         """Passes over bytes and returns how many there were."""
+        if num_bytes <= len(self._buffer):
+            del self._buffer[:num_bytes]
+            return num_bytes
         start = self.offset
         self._go_to(min(start + num_bytes, self._size))
         return self.offset - start
@@ -94,8 +90,8 @@ class PlainSource:
         if not is_record_end(self._file.read(TAIL_BYTES)):
             raise BadRecord("bad_content_length")
 
-    def recover(self, block_offset: int, block: bytes) -> bool:
-        """Goes on to the next record behind a bad one's header; False if there is none.
+    def recover(self, block_offset: int, block: bytes) -> None:
+        """Goes on to the next record behind a bad one's header, or to the end.
 
         Args:
           block_offset: where the block of the bad record starts, which may have swallowed others.
@@ -104,78 +100,21 @@ class PlainSource:
         del block
         if self.offset != block_offset:
             self._go_to(block_offset)
-        return self._skip_to_record()
+        self.skip_to_record()
 
-    def _skip_to_record(self) -> bool:
+    def skip_to_record(self) -> None:
+        """Goes to the next version line, or to the end."""
         while True:
-            self._fill(_READ_BYTES)
+            self._fill(READ_BYTES)
             # Anywhere, not at the start of a line only: what stood before may be cut off.
             found = VERSION_LINE.search(self._buffer)
             if found:
                 del self._buffer[: found.start()]
-                return True
+                return
             if self._ended:
-                return False
+                self._buffer.clear()
+                return
             del self._buffer[:-_VERSION_LINE_BYTES]
-
-
-class MemberSource(PlainSource):
-    """The inflated bytes of the gzip member that starts at an offset."""
-
-    def __init__(self, file: BinaryIO, offset: int, max_ratio: float):
-        super().__init__(file, offset)
-        self._start = offset
-        self._max_ratio = max_ratio
-        self._inflater = zlib.decompressobj(wbits=_GZIP_WBITS)
-        self._inflated_bytes = 0
-        self._recovered = False
-
-    def _more(self) -> bytes:
-        inflater = self._inflater
-        while not inflater.eof:
-            data = inflater.unconsumed_tail or super()._more()
-            if not data:
-                raise BadMember("truncated_member")
-            try:
-                piece = inflater.decompress(data, _INFLATE_BYTES)
-            except zlib.error:
-                raise BadMember("damaged_member") from None
-            self._inflated_bytes += len(piece)
-            most = self._max_ratio * (self.next_offset - self._start)
-            if self._inflated_bytes > max(_FREE_INFLATION_BYTES, most):
-                raise BadMember("gzip_bomb")
-            if piece:
-                return piece
-        return b""
-
-    @property
-    def next_offset(self) -> int:
-        """File offset of the first byte not yet inflated; behind the member once it has ended."""
-        inflater = self._inflater
-        left = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-        return self._position - len(left)
-
-    @property
-    def offset(self) -> int:
-        return self._start
-
-    def skip(self, num_bytes: int) -> int:
-        left = num_bytes
-        while left and (taken := len(self.take(min(left, _READ_BYTES)))):
-            left -= taken
-        return num_bytes - left
-
-    def check_frame(self, length: int) -> None:
-        """Nothing: what lies ahead is not known before it is inflated."""
-
-    def recover(self, block_offset: int, block: bytes) -> bool:
-        del block_offset
-        if self._recovered:
-            # Going back again and again would cost the square of the member's size.
-            raise BadMember("damaged_member")
-        self._recovered = True
-        self._buffer[:0] = block
-        return self._skip_to_record()
 
 
 def is_record_end(tail: bytes) -> bool:
@@ -190,37 +129,3 @@ def is_record_end(tail: bytes) -> bool:
     return len(following) < len(tail) and (
         following.startswith(RECORD_MAGIC) or RECORD_MAGIC.startswith(following)
     )
-
-
-def starts_member(file: BinaryIO, offset: int) -> bool:
-    """Whether the bytes at an offset are those every gzip member begins with."""
-    file.seek(offset)
-    return file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-
-
-def find_member(file: BinaryIO, offset: int) -> int:
-    """Returns the offset of the next gzip member that inflates to a record, or the file's end."""
-    keep = len(GZIP_MAGIC) - 1
-    held = b""
-    while True:
-        file.seek(offset)
-        data = file.read(_READ_BYTES)
-        if not data:
-            return offset
-        window, base = held + data, offset - len(held)
-        at = window.find(GZIP_MAGIC)
-        while at >= 0:
-            if _inflates_to_record(file, base + at):
-                return base + at
-            at = window.find(GZIP_MAGIC, at + 1)
-        offset += len(data)
-        held = window[-keep:]
-
-
-def _inflates_to_record(file: BinaryIO, offset: int) -> bool:
-    file.seek(offset)
-    try:
-        head = zlib.decompressobj(wbits=_GZIP_WBITS).decompress(file.read(1024), 64)
-    except zlib.error:
-        return False
-    return head.lstrip(b"\r\n").startswith(RECORD_MAGIC)

@@ -76,7 +76,7 @@ class Batches:
             raise ValueError("set Batches.components: a mixture needs at least one Component")
         if window_examples < 1:
             raise ValueError(f"Batches.window_examples = {window_examples} is below 1")
-        self._own = _own_rows(length, batch_size, rows)
+        self._own = own_rows_of(length, batch_size, rows)
         self.length, self.batch_size = length, batch_size
         stores = [TokenStore.open(component.store) for component in components]
         for store in stores[1:]:
@@ -170,7 +170,7 @@ def validation_batches(
     Raises:
       ValueError: the store is missing or empty, or a size makes no sense.
     """
-    own = _own_rows(length, batch_size, rows)
+    own = own_rows_of(length, batch_size, rows)
     opened = TokenStore.open(store)
     component = Component(store, order=SequentialOrder)
     cursor = _Cursor(component, opened, length, seed=0, number=0, window_examples=4096)
@@ -306,7 +306,7 @@ class _Shares:
         return owners[first_row - rows[0] :][:num_rows]
 
 
-def _own_rows(length: int, batch_size: int, rows: range | None) -> range:
+def own_rows_of(length: int, batch_size: int, rows: range | None) -> range:
     """Returns this host's rows of the global batch."""
     if length < 1 or batch_size < 1:
         raise ValueError(f"length = {length} and batch_size = {batch_size} must be at least 1")

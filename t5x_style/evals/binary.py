@@ -38,3 +38,15 @@ def binary_measures(scores: np.ndarray, labels: Sequence[bool]) -> dict[str, Any
         "roc_area": area,
         "by_threshold": rows,
     }
+
+
+def as_lines(measures: dict[str, Any]) -> list[str]:
+    """Returns measures as lines to be read."""
+    lines = []
+    if measures["roc_area"] is not None:
+        lines.append(f"area under the ROC curve {measures['roc_area']:.3f}")
+    lines.append("threshold  precision  recall")
+    for row in measures["by_threshold"]:
+        shown = ["–" if row[n] is None else f"{row[n]:.3f}" for n in ("precision", "recall")]
+        lines.append(f"{row['threshold']:9.1f} {shown[0]:>10} {shown[1]:>7}")
+    return lines

@@ -71,9 +71,15 @@ class Transformer(nn.Module):
 
     Params: tok_embeddings/embedding [V, D], layers/... with a leading layer dimension or
     layers_0/... layers_1/..., norm/scale [D], output/kernel [D, V].
+
+    Attributes:
+      config: of the model.
+      has_head: whether the output matrix is among the weights; what does not predict tokens has
+        no use for it.
     """
 
     config: TransformerConfig
+    has_head: bool = True
 
     @nn.compact
     def __call__(
@@ -121,7 +127,8 @@ class Transformer(nn.Module):
             for i in range(config.num_layers):
                 layer = block(config, is_moe=config.is_moe_layer(i), name=f"layers_{i}")
                 x_BTD, _ = layer(x_BTD, tables, marks, i)
-        Head(config, name="output")()
+        if self.has_head:
+            Head(config, name="output")()
         return RMSNorm(config, name="norm")(x_BTD)
 
 

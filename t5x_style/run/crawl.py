@@ -26,7 +26,7 @@ def crawl(
       settings: what is published.
       limits: what one page may cost before it is given up and counted.
       num_workers: processes; one for each core by default.
-      warc_files: one's own web archives, to which `curate` goes instead: there is nothing to do.
+      warc_files: one's own web archives, which `raw` reads instead: there is nothing to do.
       dry_run: say what would be done and stop.
     """
     if warc_files:

@@ -4,6 +4,7 @@ from t5x_style.config import cli
 from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.dedup import DedupSettings
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
 
 
 def dedup(
@@ -31,7 +32,7 @@ def dedup(
       ValueError: there is no such folder, or no document is left.
     """
     with executor or LocalExecutor() as ready:
-        run = pipeline.Run(ready, output_dir, documents_per_shard, dry_run)
+        run = Run(ready, output_dir, documents_per_shard, dry_run)
         pipeline.dedup_documents(
             run, documents, settings or DedupSettings(), documents_per_partition
         )

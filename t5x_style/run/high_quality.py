@@ -4,6 +4,8 @@ from t5x_style.config import cli
 from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.quality import QualitySettings
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
+from t5x_style.run.scorers import load_scorer
 
 
 def high_quality(
@@ -30,9 +32,9 @@ def high_quality(
       ValueError: there is no such folder or scorer, or no document is left.
     """
     with executor or LocalExecutor() as ready:
-        run = pipeline.Run(ready, output_dir, documents_per_shard, dry_run)
+        run = Run(ready, output_dir, documents_per_shard, dry_run)
         pipeline.high_quality_documents(
-            run, documents, settings or QualitySettings(), validation_share
+            run, documents, settings or QualitySettings(), validation_share, load_scorer
         )
 
 

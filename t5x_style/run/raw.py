@@ -12,7 +12,9 @@ from t5x_style.corpus.guard import GuardLimits
 from t5x_style.corpus.pages import PageSettings
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
 
+_ARCHIVES = ("*.warc", "*.warc.gz", "*.warc.zst")
 _HINT = "set raw.raw.warc_files (--gin.WARC_FILES=\"'path/*.warc.gz'\")"
 
 
@@ -24,6 +26,7 @@ def raw(
     pages: PageSettings | None = None,
     limits: GuardLimits | None = None,
     executor: Executor | None = None,
+    split_bytes: int = 1 << 27,
     documents_per_shard: int = 8192,
     dry_run: bool = False,
 ) -> None:
@@ -37,6 +40,7 @@ def raw(
       pages: which responses are pages.
       limits: what one page may cost before it is given up and counted.
       executor: where the work is done; the cores of this machine by default.
+      split_bytes: a larger archive is worked on in parts of about this size.
       documents_per_shard: rows of a shard.
       dry_run: say what would be done and stop.
 
@@ -49,11 +53,12 @@ def raw(
     paths = find_warc_files(warc_files or crawl_dir)
     with executor or LocalExecutor() as ready:
         pipeline.raw(
-            pipeline.Run(ready, output_dir, documents_per_shard, dry_run),
+            Run(ready, output_dir, documents_per_shard, dry_run),
             paths,
             pages or PageSettings(),
             settings or RawSettings(),
             limits or GuardLimits(),
+            split_bytes=split_bytes,
             hint=_HINT,
         )
 
@@ -70,12 +75,12 @@ def find_warc_files(warc_files: str | Sequence[str] | None) -> list[Path]:
     paths: list[Path] = []
     for pattern in map(os.fspath, given):
         if os.path.isdir(pattern):
-            found = [name for end in ("*.warc", "*.warc.gz") for name in Path(pattern).glob(end)]
+            found = [name for end in _ARCHIVES for name in Path(pattern).glob(end)]
         else:
             # A plain path first: its name may hold signs that mean something in a pattern.
             found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
         if not found:
-            raise ValueError(f"no web archive (.warc, .warc.gz) at {pattern!r}: {_HINT}")
+            raise ValueError(f"no web archive ({', '.join(_ARCHIVES)}) at {pattern!r}: {_HINT}")
         paths += sorted(Path(name) for name in found if os.path.isfile(name))
     return list(dict.fromkeys(paths))
 

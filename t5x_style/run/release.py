@@ -10,7 +10,7 @@ from pathlib import Path
 from t5x_style.artifacts import Artifact
 from t5x_style.config import cli
 from t5x_style.corpus.documents import shard_paths
-from t5x_style.corpus.shard_map import map_in_order
+from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.data.release import MEANINGS, RELEASE_SCHEMA, ShardPlan, plan_shards, write_shard
 from t5x_style.data.tfds_shards import Shard, write_metadata
 from t5x_style.data.vocabulary import Vocabulary
@@ -58,18 +58,18 @@ def release(
     vocabulary: str,
     output_dir: str,
     settings: ReleaseSettings | None = None,
-    num_workers: int | None = None,
+    executor: Executor | None = None,
 ) -> None:
     """Writes `name/version` for TFDS, and `parquet` and `jsonl` as asked for, into a folder.
 
-    The same documents and settings give the same bytes, whatever the number of workers.
+    The same documents and settings give the same bytes, wherever the work is done.
 
     Args:
       documents: folder of a stage's documents.
       vocabulary: folder of the vocabulary stage, or a `tokenizer.model`; counts tokens.
       output_dir: where the release goes.
       settings: what it looks like.
-      num_workers: processes; one for each core by default.
+      executor: where the work is done; the cores of this machine by default.
 
     Raises:
       ValueError: an input is not there, there is no document, or a setting makes no sense.
@@ -95,8 +95,8 @@ def release(
             if is_wanted:
                 (writer.folder / name).mkdir()
         jobs = [_Job(plan, writer.folder, settings, vocabulary) for plan in plans]
-        results = map_in_order(_write, jobs, num_workers)
-        shards = list(progress(results, len(jobs), "release", "shards"))
+        with executor or LocalExecutor() as ready:
+            shards = list(progress(ready.map(_write, jobs), len(jobs), "release", "shards"))
         description = settings.about or "Documents of web pages."
         write_metadata(
             tfds_dir, settings.name, settings.version, RELEASE_SCHEMA, shards, description

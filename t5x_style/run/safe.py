@@ -4,6 +4,8 @@ from t5x_style.config import cli
 from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.wanjuan_cc import pipeline
 from t5x_style.corpus.wanjuan_cc.safe import SafeSettings
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
+from t5x_style.run.scorers import load_scorer
 
 
 def safe(
@@ -28,8 +30,8 @@ def safe(
       ValueError: there is no such folder, list or scorer, or no document is left.
     """
     with executor or LocalExecutor() as ready:
-        run = pipeline.Run(ready, output_dir, documents_per_shard, dry_run)
-        pipeline.safe_documents(run, documents, settings or SafeSettings())
+        run = Run(ready, output_dir, documents_per_shard, dry_run)
+        pipeline.safe_documents(run, documents, settings or SafeSettings(), load_scorer)
 
 
 if __name__ == "__main__":

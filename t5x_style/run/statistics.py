@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t5x_style.artifacts import MANIFEST_NAME, Artifact, input_digest
+from t5x_style.artifacts import Artifact, input_digest
 from t5x_style.config import cli
-from t5x_style.config.paths import find_data
 from t5x_style.corpus.documents import shard_paths
-from t5x_style.corpus.shard_map import map_in_order
-from t5x_style.corpus.wanjuan_cc.blocklists import Domains, Words, read_list
+from t5x_style.corpus.engine.executors import Executor, LocalExecutor
+from t5x_style.corpus.wanjuan_cc.blocklists import Domains, Words, list_path, read_list
 from t5x_style.corpus.wanjuan_cc.data_card import data_card
 from t5x_style.corpus.wanjuan_cc.measures import MEASURES, Measures
 from t5x_style.corpus.wanjuan_cc.retention import (
@@ -51,7 +50,7 @@ def statistics(
     settings: MeasureSettings | None = None,
     title: str = "A corpus of web pages",
     about: str = "",
-    num_workers: int | None = None,
+    executor: Executor | None = None,
 ) -> None:
     """Writes `statistics.json` and `card.md` about the documents of stages.
 
@@ -62,7 +61,7 @@ def statistics(
       vocabulary: folder of the vocabulary stage, or a `tokenizer.model`; None for no token counts.
       settings: lists to measure by.
       title, about: heading and first paragraph of the card.
-      num_workers: processes; one for each core by default.
+      executor: where the work is done; the cores of this machine by default.
 
     Raises:
       ValueError: a stage is not known, not there or not finished, or stages are of different runs.
@@ -70,7 +69,7 @@ def statistics(
     settings = settings or MeasureSettings()
     folders = _checked(stages)
     lists = [*settings.stop_words, *settings.word_lists, *settings.domain_lists]
-    inputs: dict[str, Any] = {**folders, "lists": [_found(name) for name in (*lists, PUBLISHED)]}
+    inputs: dict[str, Any] = {**folders, "lists": [list_path(name) for name in (*lists, PUBLISHED)]}
     if vocabulary is not None:
         inputs["vocabulary"] = vocabulary
     artifact = Artifact(
@@ -89,9 +88,10 @@ def statistics(
         for path in shard_paths(folder)
     ]
     by_stage = {name: StageStatistics() for name in folders}
-    results = map_in_order(_of_shard, shards, num_workers)
-    for name, found in progress(results, len(shards), "statistics", "shards"):
-        by_stage[name].merge(found)
+    with executor or LocalExecutor() as ready:
+        results = ready.map(_of_shard, shards)
+        for name, found in progress(results, len(shards), "statistics", "shards"):
+            by_stage[name].merge(found)
     titles = {row["name"]: row["title"] for row in published()["retention"]}
     found = {
         "measures": {
@@ -107,8 +107,8 @@ def statistics(
         "stages": [
             {"name": name, "title": titles[name]}
             | by_stage[name].to_json()
-            | {"masked": _masked(folder)}
-            for name, folder in folders.items()
+            | {"masked": step.changed if (step := funnel.steps.get(name)) else {}}
+            for name in folders
         ],
         "funnel": funnel.to_json(),
         "retention": retention(funnel),
@@ -155,11 +155,6 @@ def _entries(names: Sequence[str]) -> list[str]:
     return [entry for name in names for entry in read_list(name)]
 
 
-def _found(name: str) -> Path:
-    path = Path(name)
-    return path if path.is_file() else find_data(path)
-
-
 def _checked(stages: Mapping[str, str | None]) -> dict[str, Path]:
     """Returns the folders of the stages that are given, in the order of the pipeline."""
     setting = "statistics.statistics.stages"
@@ -175,11 +170,6 @@ def _checked(stages: Mapping[str, str | None]) -> dict[str, Path]:
         except ValueError as error:
             raise ValueError(f"{setting} has {name} at {folder}: {error}") from error
     return folders
-
-
-def _masked(folder: Path) -> dict[str, int]:
-    """Returns what the stage masked, by kind, as its manifest counts it."""
-    return json.loads((folder / MANIFEST_NAME).read_text())["counts"].get("masked", {})
 
 
 if __name__ == "__main__":

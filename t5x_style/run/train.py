@@ -13,7 +13,7 @@ from typing import Any
 
 from t5x_style.config import cli, gin_files
 from t5x_style.data.batches import Batches, Component, validation_batches
-from t5x_style.data.prefetch import Prefetch
+from t5x_style.data.prefetch import Prefetch, StatefulBatches
 from t5x_style.parallel.processes import Processes
 from t5x_style.train import compile_cache, description, faults, loop, run_folder, writers
 from t5x_style.train.batch import own_rows
@@ -54,7 +54,7 @@ def train(
     compile_cache.enable()
     if processes is not None and not dry_run:
         processes.join()
-    with faults.ending_the_job_on_error(), contextlib.ExitStack() as stack:
+    with faults.ending_the_job_on_error():
         if dry_run:
             print(description.dry_run_text(job), flush=True)
             return
@@ -76,6 +76,40 @@ def train(
             )
             for name, store in (validation or {}).items()
         }
+        fit_in_folder(
+            run_dir,
+            job,
+            batches,
+            evaluations,
+            initial_run=initial_run,
+            writer_names=writer_names,
+        )
+
+
+def fit_in_folder(
+    run_dir: str,
+    job: Job,
+    batches: StatefulBatches,
+    evaluations: loop.Evaluations,
+    *,
+    initial_run: InitialRun | None = None,
+    writer_names: Sequence[str] = writers.NAMES,
+) -> None:
+    """Trains on a stream of batches in a run folder that says what it was made from.
+
+    Args:
+      run_dir: folder of the run.
+      job: what is trained and how.
+      batches: this process's rows of the training batches; the state names the stream that they
+        are of under "stream".
+      evaluations: passes over held-out batches.
+      initial_run: the run to start from, unless `run_dir` has checkpoints of its own.
+      writer_names: where metrics go, of `train.writers.NAMES`.
+
+    Raises:
+      ValueError: the folder holds another run.
+    """
+    with contextlib.ExitStack() as stack:
         stack.enter_context(run_folder.locked(run_dir))
         about = {
             "identity": _identity(job, batches.state()["stream"], initial_run, run_dir),
@@ -114,7 +148,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Returns what a run folder must have been begun with to be gone on with, as JSON values."""
     objective = dataclasses.asdict(job.objective)  # type: ignore[reportArgumentType]
-    del objective["loss_chunk_tokens"]
+    objective.pop("loss_chunk_tokens", None)
     model = objective["model"] = job.objective.model.to_dict()  # type: ignore[reportAttributeAccessIssue]
     for name in _COMPUTED_ANYHOW:
         del model[name]

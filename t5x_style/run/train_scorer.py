@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from t5x_style.artifacts import Artifact
 from t5x_style.config import cli
-from t5x_style.corpus.labelled_texts import held_out, read_labelled
+from t5x_style.corpus.labelled_texts import known_and_test, listed
 from t5x_style.corpus.linear_scorer import LinearSettings, train_linear
-from t5x_style.evals.binary import binary_measures
+from t5x_style.evals.binary import as_lines, binary_measures
 
 MEASURES = "measures.json"
 
@@ -34,7 +33,7 @@ def train_scorer(
       ValueError: a file is not there or not as it should be, or has one kind of label only.
     """
     settings = settings or LinearSettings()
-    paths, test_paths = _listed(examples), _listed(test_examples)
+    paths, test_paths = listed(examples), listed(test_examples)
     artifact = Artifact(
         output_dir,
         stage="train_scorer",
@@ -44,34 +43,18 @@ def train_scorer(
     if artifact.is_current():
         print(f"train_scorer: {output_dir} is there already")
         return
-    known = read_labelled(paths, setting="train_scorer.train_scorer.examples")
-    if test_paths:
-        test = read_labelled(test_paths, setting="train_scorer.train_scorer.test_examples")
-    else:
-        known, test = held_out(known, held_out_share)
+    known, test = known_and_test(
+        paths, test_paths, held_out_share, verb="train_scorer.train_scorer"
+    )
     scorer = train_linear(*known, settings)
     measures = binary_measures(scorer.scores(test[0]), test[1])
     with artifact.write() as writer:
         scorer.save(writer.folder)
         (writer.folder / MEASURES).write_text(json.dumps(measures, indent=1) + "\n")
         writer.counts.update(examples=len(known[0]), held_out=len(test[0]))
-    print(_text(measures, len(known[0])))
-
-
-def _listed(paths: str | Sequence[str]) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
-
-
-def _text(measures: dict[str, Any], num_examples: int) -> str:
-    num = measures["num_true"] + measures["num_false"]
-    lines = [f"train_scorer: {num_examples:,} examples, measured on {num:,} others"]
-    if measures["roc_area"] is not None:
-        lines.append(f"area under the ROC curve {measures['roc_area']:.3f}")
-    lines.append("threshold  precision  recall")
-    for row in measures["by_threshold"]:
-        shown = ["–" if row[n] is None else f"{row[n]:.3f}" for n in ("precision", "recall")]
-        lines.append(f"{row['threshold']:9.1f} {shown[0]:>10} {shown[1]:>7}")
-    return "\n".join(lines)
+    num, others = len(known[0]), len(test[0])
+    print(f"train_scorer: {num:,} examples, measured on {others:,} others")
+    print("\n".join(as_lines(measures)))
 
 
 if __name__ == "__main__":

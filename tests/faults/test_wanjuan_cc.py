@@ -1,10 +1,12 @@
 """Curation of hostile pages, and curation killed at any moment."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,11 +15,13 @@ import pytest
 
 from t5x_style.artifacts import MANIFEST_NAME
 from t5x_style.corpus.documents import Funnel, read_documents
+from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.corpus.guard import GuardLimits
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings
 from tests.unit.curation import Curation, curate
 from tests.unit.web_archives import prose, prose_pages, write_archive
 
+STAGES = ("raw", "clean", "dedup", "safe", "documents")
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "".join(f"<p>{paragraph}</p>" for paragraph in prose(1000)).encode()
 
@@ -68,9 +72,11 @@ def urls_of(folder):
 
 def start_curate(folder, archives):
     program = (
+        "from t5x_style.corpus.engine.executors import LocalExecutor\n"
         "from tests.unit.curation import Curation, curate\n"
         "settings = Curation(documents_per_shard=40, documents_per_partition=60)\n"
-        f"curate({str(folder)!r}, {str(archives)!r}, settings=settings)\n"
+        "executor = LocalExecutor(2)\n"
+        f"curate({str(folder)!r}, {str(archives)!r}, settings=settings, executor=executor)\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", program],
@@ -107,5 +113,42 @@ def test_curation_killed_at_any_moment_ends_with_the_same_bytes(tmp_path):
     found = json.loads((folder / "documents" / MANIFEST_NAME).read_text())
     assert found["content"] == expected["content"]
     assert found["outputs"] == expected["outputs"]
-    for stage in ("raw", "clean", "dedup", "safe", "documents"):
+    for stage in STAGES:
         assert not list((folder / f"{stage}.work").glob(".*partial*"))
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_each_stage_changes_nothing(tmp_path):
+    for number in range(3):
+        pages = prose_pages(40, first_seed=30 * number)
+        write_archive(tmp_path / "in" / f"{number}.warc.gz", pages, f"DUMP-{number}")
+    archives = str(tmp_path / "in")
+    settings = Curation(documents_per_shard=16, documents_per_partition=40)
+    curate(tmp_path / "expected", archives, settings=settings)
+    struck = []
+
+    def strike():
+        """Kills a worker once a stage has begun to keep what its tasks made."""
+        for stage in STAGES:
+            work, done = tmp_path / "killed" / f"{stage}.work", tmp_path / "killed" / stage
+            while not (work.is_dir() and any(work.iterdir())):
+                time.sleep(0.002)
+            while not done.exists():
+                if workers := multiprocessing.active_children():
+                    workers[0].kill()
+                    struck.append(stage)
+                    break
+                time.sleep(0.002)
+
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    with LocalExecutor(2, max_deaths=10) as executor:
+        curate(tmp_path / "killed", archives, settings=settings, executor=executor)
+    thread.join(10)
+    assert len(struck) >= 3, struck
+    for stage in STAGES:
+        found, wanted = (
+            json.loads((tmp_path / name / stage / MANIFEST_NAME).read_text())["content"]
+            for name in ("killed", "expected")
+        )
+        assert found == wanted

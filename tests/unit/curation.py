@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.corpus.guard import GuardLimits
 from t5x_style.corpus.pages import PageSettings
 from t5x_style.corpus.wanjuan_cc.clean import CleanSettings
@@ -28,14 +29,20 @@ class Curation:
     dedup: DedupSettings = dataclasses.field(default_factory=DedupSettings)
     safe: SafeSettings = dataclasses.field(default_factory=SafeSettings)
     quality: QualitySettings = dataclasses.field(default_factory=QualitySettings)
+    split_bytes: int = 1 << 27
     validation_share: float = 0.05
     documents_per_shard: int = 8192
     documents_per_partition: int = 32_768
 
 
 def curate(folder, warc_files, crawl_dir=None, *, settings=None, executor=None, dry_run=False):
-    """Runs the stages into folders below one, and returns that of the documents."""
+    """Runs the stages into folders below one, in this process if no executor is given.
+
+    Returns:
+      The folder of the documents.
+    """
     settings = settings or Curation()
+    executor = executor or LocalExecutor(1)
     folder = Path(folder)
     common = {
         "executor": executor,
@@ -53,6 +60,7 @@ def curate(folder, warc_files, crawl_dir=None, *, settings=None, executor=None, 
         settings.raw,
         settings.pages,
         settings.limits,
+        split_bytes=settings.split_bytes,
         **common,
     )
     clean(place("raw"), place("clean"), settings.clean, **common)

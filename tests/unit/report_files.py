@@ -26,6 +26,7 @@ from t5x_style.corpus.documents import (
     document_id,
     write_shards,
 )
+from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.data.token_store import TokenStore, TokenStoreWriter
 from t5x_style.run.statistics import statistics
 
@@ -356,6 +357,8 @@ def _stages(folder: Path, num_documents: int, rng: np.random.Generator) -> dict[
             rows.append(row | ({"toxic_score": 0.02, "porn_score": None} if number > 2 else {}))
         reason = HOSTILE if name == "clean" else "made up"
         funnel.add(name, num_in, num, sum(row["num_bytes"] for row in rows), {reason: num_in - num})
+        if name == "safe":
+            funnel.add_changes(name, {"email": 7, HOSTILE: 1})
         num_in = num
         folders[name] = str(folder / name)
         schema = SAFE_SCHEMA if number > 2 else TEXT_SCHEMA
@@ -363,8 +366,6 @@ def _stages(folder: Path, num_documents: int, rng: np.random.Generator) -> dict[
             table = pa.Table.from_pylist(rows, schema)
             write_shards(writer.folder, [table], schema=schema, documents_per_shard=256)
             funnel.write(writer.folder)
-            if name == "safe":
-                writer.counts["masked"] = {"email": 7, HOSTILE: 1}
     return folders
 
 
@@ -433,7 +434,7 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     _data_study(folder / "data_study")
     stages = _stages(folder / "stages", num_documents, rng)
     with contextlib.redirect_stdout(io.StringIO()):
-        statistics(str(folder / "statistics"), stages, num_workers=1)
+        statistics(str(folder / "statistics"), stages, executor=LocalExecutor(1))
     arguments: dict[str, Any] = {
         name: str(folder / name)
         for name in (

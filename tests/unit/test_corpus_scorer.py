@@ -9,6 +9,7 @@ import pytest
 from t5x_style.corpus.labelled_texts import held_out, read_labelled
 from t5x_style.corpus.linear_scorer import LinearScorer, LinearSettings, _features, train_linear
 from t5x_style.evals.binary import binary_measures
+from t5x_style.run.measure_scorers import measure_scorers
 from t5x_style.run.train_scorer import train_scorer
 
 SMALL = LinearSettings(bits=10, ngrams=(1, 2))
@@ -103,6 +104,32 @@ def test_the_verb_trains_measures_and_skips(tmp_path, capsys):
     assert (
         json.loads((tmp_path / "other" / "manifest.json").read_text())["counts"]["held_out"] == 300
     )
+
+
+def test_scorers_are_measured_on_every_test_of_their_kind(tmp_path, capsys):
+    for name, seed in (("one", 0), ("two", 1), ("own", 2)):
+        texts, labels = made(120, seed)
+        lines = [
+            json.dumps({"text": t, "label": int(y)}) for t, y in zip(texts, labels, strict=True)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("one", "two", "own")}
+    folder = str(tmp_path / "scorer")
+    train_scorer(paths["one"], folder, SMALL, test_examples=paths["two"])
+    arguments = ({"sale": {"linear": folder}}, {"sale": [paths["two"]]}, str(tmp_path / "table"))
+    measure_scorers(*arguments, more_tests={"sale": [paths["own"]]})
+    rows = json.loads((tmp_path / "table" / "scorers.json").read_text())
+    assert [(r["kind"], r["scorer"], r["test"]) for r in rows] == [
+        ("sale", "linear", "two.jsonl"),
+        ("sale", "linear", "own.jsonl"),
+    ]
+    measures = json.loads((tmp_path / "scorer" / "measures.json").read_text())
+    assert measures.items() <= rows[0].items()
+    capsys.readouterr()
+    measure_scorers(*arguments, more_tests={"sale": [paths["own"]]})
+    assert "there already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"tests of \['other'\]"):
+        measure_scorers(*arguments, more_tests={"other": [paths["own"]]})
 
 
 def test_equal_texts_are_on_one_side():

@@ -7,12 +7,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 import gin
 from t5x_style.config import gin_files
 from t5x_style.models import config
-from t5x_style.models.manifest import Parameter, manifest, table
+from t5x_style.models.manifest import Parameter, manifest, parameters_of, table
+from t5x_style.objectives.classification import Classification
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"
@@ -22,6 +24,9 @@ TOTALS = {
     "internlm2_7b": 7_737_708_544,
     "internlm2_20b": 19_861_149_696,
 }
+
+
+ENCODERS = {"encoder_tiny": 1_164_289, "encoder_base": 109_530_625}
 
 
 def config_of(name: str) -> config.TransformerConfig:
@@ -39,7 +44,18 @@ def test_manifest_is_the_frozen_one(name, request):
     assert text.endswith(f"\n{TOTALS[name]:,} parameters\n")
 
 
-@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_manifest_of_a_classifier_is_the_frozen_one(name, request):
+    boxed = jax.eval_shape(Classification(config_of(name)).init, jax.random.key(0))
+    text = table(parameters_of(boxed))
+    path = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text)
+    assert text == path.read_text()
+    assert text.endswith(f"\n{ENCODERS[name]:,} parameters\n")
+
+
+@pytest.mark.parametrize("name", [*TOTALS, *ENCODERS])
 def test_model_files_bind_every_field(name):
     text = (ROOT / "gin" / "models" / f"{name}.gin").read_text()
     fields = {field.name for field in dataclasses.fields(config.TransformerConfig)}

@@ -17,6 +17,7 @@ from t5x_style.corpus.documents import (
     split_of,
     write_shards,
 )
+from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.data.release import MEANINGS, RELEASE_SCHEMA, plan_shards
 from t5x_style.data.tfds_shards import example_bytes
 from t5x_style.data.vocabulary import Vocabulary, train_vocabulary
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
         str(folder / "tokenizer.model"),
         str(folder / "out"),
         SETTINGS,
-        num_workers=1,
+        executor=LocalExecutor(1),
     )
     return folder
 
@@ -160,7 +161,7 @@ def digests(folder):
 @pytest.mark.slow
 def test_a_second_run_with_more_workers_gives_the_same_bytes(folder, tmp_path):
     inputs = str(folder / "documents"), str(folder / "tokenizer.model")
-    release(*inputs, str(tmp_path / "again"), SETTINGS, num_workers=2)
+    release(*inputs, str(tmp_path / "again"), SETTINGS, executor=LocalExecutor(2))
     again = digests(tmp_path / "again")
     assert len(again) == 3 + 3 * 5
     assert again == digests(folder / "out")
@@ -195,7 +196,7 @@ def test_documents_without_splits_are_split_by_their_ids(folder, tmp_path):
     documents = write_documents(tmp_path / "documents", ROWS, TEXT_SCHEMA)
     settings = ReleaseSettings(validation_share=0.3, parquet=True)
     model = str(folder / "tokenizer.model")
-    release(documents, model, str(tmp_path / "out"), settings, num_workers=1)
+    release(documents, model, str(tmp_path / "out"), settings, executor=LocalExecutor(1))
     for split in ("train", "validation"):
         ids = [row["id"] for t in tables_of(tmp_path / "out", split) for row in t.to_pylist()]
         assert ids == [row["id"] for row in ROWS if split_of(row["id"], 0.3) == split]

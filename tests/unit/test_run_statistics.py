@@ -9,6 +9,7 @@ import pytest
 
 from t5x_style.artifacts import Artifact
 from t5x_style.corpus.documents import SAFE_SCHEMA, TEXT_SCHEMA, Funnel, document_id, write_shards
+from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.corpus.wanjuan_cc.retention import retention, whole_funnel
 from t5x_style.corpus.wanjuan_cc.stage_statistics import StageStatistics, year_of
 from t5x_style.data.vocabulary import train_vocabulary
@@ -36,15 +37,13 @@ def rows_of(texts, **fields):
     ]
 
 
-def write_stage(folder, name, texts, funnel=None, *, per_shard=8192, masked=None, **fields):
+def write_stage(folder, name, texts, funnel=None, *, per_shard=8192, **fields):
     schema = SAFE_SCHEMA if "toxic_score" in fields else TEXT_SCHEMA
     with Artifact(folder / name, stage=name, settings={"per_shard": per_shard}).write() as writer:
         table = pa.Table.from_pylist(rows_of(texts, **fields), schema)
         write_shards(writer.folder, [table], schema=schema, documents_per_shard=per_shard)
         if funnel:
             funnel.write(writer.folder)
-        if masked:
-            writer.counts["masked"] = masked
     return str(folder / name)
 
 
@@ -61,12 +60,14 @@ RAW, CLEAN = ("raw", 1000, 600), ("clean", 600, 240)
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
+    masking = Funnel(["safe"])
+    masking.add_changes("safe", {"email": 3})
     return {
         "raw": write_stage(folder, "raw", TEXTS, funnel_of(("pages", 1200, 1000), RAW)),
         # A stage may tell of those before it as well.
         "clean": write_stage(folder, "clean", TEXTS[:300], funnel_of(RAW, CLEAN)),
         "safe": write_stage(
-            folder, "safe", TEXTS[:200], masked={"email": 3}, toxic_score=0.25, porn_score=None
+            folder, "safe", TEXTS[:200], masking, toxic_score=0.25, porn_score=None
         ),
     }
 
@@ -77,7 +78,14 @@ def made(stages, tmp_path_factory):
     model = folder / "tokenizer.model"
     train_vocabulary(TEXTS, 480).save(model)
     about = "Made-up pages. No licence is needed."
-    statistics(str(folder / "out"), stages, str(model), title="Made", about=about, num_workers=1)
+    statistics(
+        str(folder / "out"),
+        stages,
+        str(model),
+        title="Made",
+        about=about,
+        executor=LocalExecutor(1),
+    )
     return folder / "out"
 
 
@@ -149,9 +157,9 @@ def test_the_same_documents_in_other_shards_give_the_same_bytes(
     again = {
         "raw": write_stage(tmp_path, "raw", TEXTS[::-1], per_shard=per_shard),
     }
-    statistics(str(tmp_path / "again"), again, num_workers=num_workers)
+    statistics(str(tmp_path / "again"), again, executor=LocalExecutor(num_workers))
     once = write_stage(tmp_path / "once", "raw", TEXTS[::-1])
-    statistics(str(tmp_path / "out"), {"raw": once}, num_workers=1)
+    statistics(str(tmp_path / "out"), {"raw": once}, executor=LocalExecutor(1))
     paths = [tmp_path / name / "statistics.json" for name in ("again", "out")]
     assert len(list(Path(again["raw"]).glob("part-*"))) == 3
     assert paths[0].read_bytes() == paths[1].read_bytes()

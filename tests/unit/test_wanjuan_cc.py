@@ -106,6 +106,14 @@ def test_bytes_do_not_depend_on_workers_or_batches(
         assert content_of(tmp_path / stage) == content_of(curated.parent / stage)
 
 
+def test_archives_in_parts_hold_the_same_documents(archives, curated, tmp_path):
+    settings = dataclasses.replace(SETTINGS, split_bytes=3000)
+    folder = curate(tmp_path, str(archives / "[ab]-*.warc.gz"), settings=settings)
+    assert len(list((tmp_path / "raw.work").iterdir())) > 4
+    assert rows_of(folder) == rows_of(curated)
+    assert Funnel.read(folder).to_json() == Funnel.read(curated).to_json()
+
+
 def test_a_second_run_does_nothing_and_a_new_archive_leaves_the_others_alone(
     archives, curated, tmp_path, capsys
 ):
@@ -176,6 +184,8 @@ def test_paths_patterns_and_folders_name_files_once_and_in_order(archives, tmp_p
     assert find_warc_files(str(odd)) == [odd]
     names = [path.name for path in find_warc_files(str(archives))]
     assert names == ["a-old.warc.gz", "b-new.warc.gz", "broken.warc.gz"]
+    (tmp_path / "c.warc.zst").write_bytes(b"")
+    assert [path.name for path in find_warc_files(str(tmp_path))] == ["c.warc.zst", odd.name]
     given = [str(archives / "b-new.warc.gz"), str(archives / "*.gz")]
     assert [path.name for path in find_warc_files(given)] == [names[1], names[0], names[2]]
 

@@ -1,8 +1,11 @@
 """Pages and web archives for the tests of the corpus room."""
 
 import random
+import struct
 from collections.abc import Sequence
 from pathlib import Path
+
+import zstandard
 
 from t5x_style.corpus.warc_writer import response_record, warcinfo_record
 
@@ -133,3 +136,20 @@ def prose_pages(count: int, first_seed: int = 0) -> list[tuple[str, bytes]]:
         (f"http://example.org/{seed}", html_page(prose(seed), f"Page {seed}"))
         for seed in range(first_seed, first_seed + count)
     ]
+
+
+def zstd_archive(records: Sequence[bytes], dictionary: bytes | None = None) -> bytes:
+    """Returns a `.warc.zst` of records: a frame each, the dictionary, if any, in front.
+
+    Args:
+      records: uncompressed records.
+      dictionary: in Zstandard's own format; put into a skippable frame as it is.
+    """
+    known = dictionary and zstandard.ZstdCompressionDict(dictionary)
+    compressor = zstandard.ZstdCompressor(3, dict_data=known or None, write_checksum=True)
+    head = skippable_frame(dictionary, 0xD) if dictionary else b""
+    return head + b"".join(map(compressor.compress, records))
+
+
+def skippable_frame(content: bytes, kind: int) -> bytes:
+    return struct.pack("<II", 0x184D2A50 + kind, len(content)) + content

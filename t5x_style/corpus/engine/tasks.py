@@ -80,14 +80,9 @@ def run_tasks(executor: Executor, tasks: Sequence[Task]) -> list[Source]:
     folders = [os.fspath(task.artifact().folder) for task in tasks]
     different = dict(zip(folders, tasks, strict=True))
     results = executor.map(run_task, list(different.values()))
-    names = sorted({task.name for task in tasks})
-    digests = dict(
-        zip(
-            different,
-            progress(results, len(different), ", ".join(names), "tasks"),
-            strict=True,
-        )
-    )
+    if len(different) > 1:
+        results = progress(results, len(different), tasks[0].name, "tasks")
+    digests = dict(zip(different, results, strict=True))
     return [Source((folder,), (digests[folder],)) for folder in folders]
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from t5x_style.config.paths import find_data
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+# No host can have a longer name, and all that it lies under are looked up.
+_HOST_CHARS = 254
 
 
 class Domains:
@@ -36,6 +38,8 @@ class Domains:
         try:
             host = urlsplit(url).hostname or ""
         except ValueError:
+            return False
+        if len(host) > _HOST_CHARS:
             return False
         labels = host.rstrip(".").split(".")
         parents = [".".join(labels[start:]) for start in range(len(labels))]

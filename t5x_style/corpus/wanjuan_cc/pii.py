@@ -85,11 +85,29 @@ class _Kind:
         match = self.pattern.search(text)
         while match is not None:
             start, end = match.span()
-            while end > start and not self.is_meant(text[start:end]):
-                end = max(text.rfind(" ", start, end), start)
-            if end > start:
+            end = self._meant_end(text, start, end)
+            position = end if end > start else start + 1
+            while end > start:
                 yield start, end
-            match = self.pattern.search(text, end if end > start else start + 1)
+                start, end = end, self._next_end(text, end)
+            match = self.pattern.search(text, max(position, end))
+
+    def _meant_end(self, text: str, start: int, end: int) -> int:
+        while end > start and not self.is_meant(text[start:end]):
+            end = max(text.rfind(" ", start, end), start)
+        return end
+
+    def _next_end(self, text: str, start: int) -> int:
+        """Returns the end of one that starts right behind another, `start` if none does.
+
+        It may be one only because what stands before it is masked. To see that for each of a row in
+        a round of its own (`mask`) would cost the square of the row's length.
+        """
+        window = _FILL + text[start : start + _LONGEST_CHARS]
+        match = self.pattern.match(window, 1)
+        if match is None or match.end() > _LONGEST_CHARS:  # the rest may be cut off
+            return start
+        return start + self._meant_end(window, 1, match.end()) - 1
 
 
 # In the order in which they are looked for: what is more particular first.
@@ -103,6 +121,7 @@ _KINDS = {
 }
 KINDS = tuple(_KINDS)
 _FILL = "\0"  # in the place of what is masked already
+_LONGEST_CHARS = 1024  # no kind of KINDS is as long
 
 
 @dataclasses.dataclass(frozen=True)

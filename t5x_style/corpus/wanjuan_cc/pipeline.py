@@ -9,7 +9,6 @@ killed goes on at the tasks that were not finished.
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from t5x_style.artifacts import Artifact, input_digest
+from t5x_style.artifacts import input_digest
 from t5x_style.corpus.documents import (
     DOCUMENT_SCHEMA,
     QUALITY_SCORES,
@@ -28,12 +27,10 @@ from t5x_style.corpus.documents import (
     shard_batches,
     with_splits,
 )
-from t5x_style.corpus.engine.executors import Executor
-from t5x_style.corpus.engine.tasks import Source, shards_of, sources_of_files, sources_of_shards
+from t5x_style.corpus.engine.tasks import Source, shards_of, sources_of_files
 from t5x_style.corpus.engine.verbs import Job
 from t5x_style.corpus.guard import GuardedPool, GuardLimits
 from t5x_style.corpus.html_scan import ScanLimits
-from t5x_style.corpus.linear_scorer import LinearScorer
 from t5x_style.corpus.pages import PageSettings, read_pages
 from t5x_style.corpus.scorer import LoadScorer, Scorer
 from t5x_style.corpus.stages import Stage, run_stages
@@ -45,85 +42,10 @@ from t5x_style.corpus.wanjuan_cc.dedup_flow import deduplicate
 from t5x_style.corpus.wanjuan_cc.quality import QualitySettings
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings, extract
 from t5x_style.corpus.wanjuan_cc.safe import Safe, SafeSettings
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
+from t5x_style.corpus.warc import splits
 
-# What a stage does: the funnel before it, its outputs, and counts for its manifest.
-Act = Callable[[Job], tuple[Funnel, list[Source], dict[str, Any]]]
-STAGES = ("raw", "clean", "dedup", "safe", "high_quality")
 _FUNNEL_KEY = b"funnel"
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of a stage.
-
-    Attributes:
-      executor: runs its tasks.
-      output_dir: where its documents go; what is under way lies beside it, under ".work".
-      documents_per_shard: rows of a shard; smaller ones are read together until they have half.
-      dry_run: say what would be done, and do nothing.
-    """
-
-    executor: Executor
-    output_dir: str
-    documents_per_shard: int = 8192
-    dry_run: bool = False
-
-    def stage(
-        self,
-        name: str,
-        inputs: str | Sequence[Path],
-        settings: Mapping[str, Any],
-        act: Act,
-        others: Sequence[str | Path] = (),
-    ) -> None:
-        """Makes a stage's folder, unless it is there.
-
-        Args:
-          name: of the stage.
-          inputs: folder or files that it works on.
-          settings: what decides its output.
-          act: gives the funnel before the stage, its outputs and counts for the manifest.
-          others: files and folders that decide its output as well.
-
-        Raises:
-          ValueError: no document is left.
-        """
-        missing = [
-            path
-            for path in (*others, *([inputs] if isinstance(inputs, str) else ()))
-            if not os.path.exists(path)
-        ]
-        if self.dry_run and missing:
-            print(f"{name}: takes {', '.join(map(str, missing))}, once there is such a thing")
-            return
-        known = {**settings, "others": [input_digest(path) for path in others]}
-        artifact = Artifact(
-            self.output_dir,
-            stage=name,
-            settings={**known, "documents_per_shard": self.documents_per_shard},
-            inputs={"inputs": inputs},
-        )
-        if artifact.is_current():
-            print(f"{name}: {self.output_dir} is there already")
-            return
-        if self.dry_run:
-            what = inputs if isinstance(inputs, str) else f"{len(inputs)} web archives"
-            print(f"{name}: {what}, into {self.output_dir}")
-            return
-        work = Path(self.output_dir).with_name(Path(self.output_dir).name + ".work")
-        work.mkdir(parents=True, exist_ok=True)
-        job = Job(self.executor, work, known)
-        funnel, outputs, counts = act(job)
-        for source in outputs:
-            funnel.merge(Funnel.read(source.paths[0]))
-        _check_left(name, funnel)
-        counts["documents"] = funnel.steps[name].num_out
-        job.write_shards(artifact, outputs, funnel, counts)
-        print("\n".join([f"{name}:", *funnel.lines()]))
-
-    def shards(self, folder: str) -> list[Source]:
-        """Returns the shards of an earlier stage."""
-        return sources_of_shards(folder, max(1, self.documents_per_shard // 2))
 
 
 def raw(
@@ -132,6 +54,8 @@ def raw(
     pages: PageSettings,
     settings: RawSettings,
     limits: GuardLimits,
+    *,
+    split_bytes: int,
     hint: str,
 ) -> None:
     """Web archives to text in the languages wanted.
@@ -142,6 +66,7 @@ def raw(
       pages: which responses are pages.
       settings: extraction and language.
       limits: what one page may cost before it is given up and counted.
+      split_bytes: a larger archive is worked on in parts of about this size.
       hint: which setting names the archives, for an error.
 
     Raises:
@@ -149,13 +74,20 @@ def raw(
     """
 
     def act(job: Job) -> tuple[Funnel, list[Source], dict[str, Any]]:
-        sources = sources_of_files(job.executor, paths)
+        files = sources_of_files(job.executor, paths)
+        cut = functools.partial(splits, split_bytes=split_bytes, limits=pages.warc)
+        parts = job.executor.map(cut, paths)
+        sources = [
+            dataclasses.replace(source, part=part)
+            for source, of_file in zip(files, parts, strict=True)
+            for part in of_file
+        ]
         function = functools.partial(_extracted, pages=pages, settings=settings, limits=limits)
         outputs = job.map_batches("raw", sources, function, TEXT_SCHEMA, run.documents_per_shard)
         _check_records(outputs, paths, hint)
         return Funnel(), outputs, {}
 
-    known = {"pages": pages, "raw": settings, "limits": limits}
+    known = {"pages": pages, "raw": settings, "limits": limits, "split_bytes": split_bytes}
     run.stage("raw", paths, known, act)
 
 
@@ -187,9 +119,7 @@ def dedup_documents(
     run.stage("dedup", folder, {"dedup": settings}, act)
 
 
-def safe_documents(
-    run: Run, folder: str, settings: SafeSettings, load_scorer: LoadScorer = LinearScorer.load
-) -> None:
+def safe_documents(run: Run, folder: str, settings: SafeSettings, load_scorer: LoadScorer) -> None:
     """Documents without copies to safe ones, personal data masked."""
     lists = [list_path(name) for name in (*settings.domain_lists, *settings.word_lists)]
     scorers = [cut.scorer for cut in (settings.toxicity, settings.pornography) if cut]
@@ -208,7 +138,7 @@ def high_quality_documents(
     folder: str,
     settings: QualitySettings,
     validation_share: float,
-    load_scorer: LoadScorer = LinearScorer.load,
+    load_scorer: LoadScorer,
 ) -> None:
     """Safe documents to the better ones, each in its split.
 
@@ -279,16 +209,6 @@ def _check_records(outputs: Sequence[Source], paths: Sequence[Path], hint: str) 
         raise ValueError(f"no response records in {names} (found: {records.dropped}): {hint}")
 
 
-def _check_left(name: str, funnel: Funnel) -> None:
-    if funnel.steps[name].num_out:
-        return
-    raise ValueError(
-        f"no document is left after the stage {name!r}; loosen the settings of the stage where "
-        "most are dropped (raw.RawSettings, clean.CleanSettings, dedup.DedupSettings, "
-        "safe.SafeSettings, quality.QualitySettings):\n" + "\n".join(funnel.lines())
-    )
-
-
 def _tables(source: Source, schema: pa.Schema) -> Iterator[pa.Table]:
     for batch in shard_batches(source.paths, schema.names):
         yield pa.Table.from_batches([batch])
@@ -302,7 +222,8 @@ def _extracted(
     for name in ("records", "pages", "raw"):
         funnel.add(name, 0, 0, 0, {})
     with GuardedPool(factory, dataclasses.asdict(settings), limits, num_workers=1) as pool:
-        tables = read_pages(source.paths[0], pages, funnel)
+        start, stop = source.part
+        tables = read_pages(source.paths[0], pages, funnel, start, stop, is_aligned=True)
         for result in pool.map(_to_bytes(table) for table in tables):
             table = _from_bytes(result)
             funnel.merge(Funnel.from_json(json.loads(table.schema.metadata[_FUNNEL_KEY])))

@@ -180,13 +180,28 @@ _SPACE_SIGNS = re.compile("[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 _INNER_SPACES = re.compile(r"(?<=[^ \n])  ++(?=[^ ])")
 _TRAILING_SPACES = re.compile(rf"(?<! ) ++([{MARK_SIGNS}]*+)$", re.MULTILINE)
 _BLANK_LINES = re.compile("\n{3,}")
+# As in the stream-safe format of Unicode (annex 15, section 13): no script needs more.
+_MOST_COMBINING_MARKS = 30
+# Marks are neither letters nor spaces; long runs of such signs are rare enough to be looked at.
+_SIGN_RUNS = re.compile(rf"[^\w\s\x00-\x7f]{{{_MOST_COMBINING_MARKS + 1},}}+")
+
+
+def _without_heaps(run: re.Match[str]) -> str:
+    """Leaves out the combining marks of a run of signs that are too many for one letter."""
+    kept, num_marks = [], 0
+    for sign in run[0]:
+        num_marks = num_marks + 1 if unicodedata.combining(sign) else 0
+        if num_marks <= _MOST_COMBINING_MARKS:
+            kept.append(sign)
+    return "".join(kept)
 
 
 def tidy(text: str) -> str:
     """Puts characters in order and leaves words alone.
 
     NFC; control, zero-width, soft-hyphen and direction characters out; every kind of space and
-    line end made the plain one; spaces collapsed except for indentation; one blank line at most.
+    line end made the plain one; spaces collapsed except for indentation; one blank line at most;
+    no more than 30 combining marks on a letter, as normal form costs the square of their number.
     """
     text = _LINE_ENDS.sub("\n", text)
     text = _INVISIBLE.sub("", text)
@@ -194,6 +209,8 @@ def tidy(text: str) -> str:
     text = _TRAILING_SPACES.sub(r"\1", text)
     text = _INNER_SPACES.sub(" ", text)
     text = _BLANK_LINES.sub("\n\n", text)
+    if not text.isascii():
+        text = _SIGN_RUNS.sub(_without_heaps, text)
     return unicodedata.normalize("NFC", text).strip("\n")
 
 

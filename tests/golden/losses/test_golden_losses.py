@@ -4,6 +4,7 @@ A change that should not alter the arithmetic must leave them alone. After one t
 `pytest tests/golden/losses --update-golden`, and say why in the commit.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from flax import linen as nn
 
 from t5x_style.models.config import TransformerConfig
 from t5x_style.objectives.causal_lm import CausalLM
+from t5x_style.objectives.classification import Classification
 from t5x_style.train.optimizers import AdamW
 from t5x_style.train.schedules import WarmupCosine
 from t5x_style.train.state import TrainState
@@ -42,18 +44,48 @@ def batch_at(step, rows=8, length=32, vocab_size=64):
     }
 
 
+CONFIG = TransformerConfig(
+    vocab_size=64,
+    num_layers=2,
+    embed_dim=32,
+    num_query_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=64,
+    rope_base=10_000.0,
+)
+
+
+def labelled_batch_at(step, rows=8, length=32):
+    """Rows of two texts and padding; a text is true where its ids count up, false where down."""
+    rng = np.random.default_rng(step)
+    place = np.broadcast_to(np.arange(length), (rows, length))
+    cut = rng.integers(8, length - 8, (rows, 1))
+    segments = np.where(place < cut, 1, np.where(place < length - 3, 2, 0)).astype(np.int32)
+    positions = np.where(place < cut, place, place - cut).astype(np.int32)
+    is_up = np.where(segments == 1, *rng.integers(0, 2, (2, rows, 1)))
+    ids = rng.integers(0, 64, (rows, 1)) + np.where(is_up, positions, -positions)
+    return {
+        "inputs": (ids % 64).astype(np.int32),
+        "positions": positions,
+        "segment_ids": segments,
+        "labels": is_up.astype(np.int32),
+        "loss_weights": np.where(is_up, 1.5, 0.5).astype(np.float32),
+    }
+
+
 def test_causal_lm(request):
-    config = TransformerConfig(
-        vocab_size=64,
-        num_layers=2,
-        embed_dim=32,
-        num_query_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        mlp_dim=64,
-        rope_base=10_000.0,
-    )
-    objective = CausalLM(config, z_loss=1e-4, loss_chunk_tokens=64)
+    objective = CausalLM(CONFIG, z_loss=1e-4, loss_chunk_tokens=64)
+    compare(request, "causal_lm", objective, batch_at)
+
+
+def test_classification(request):
+    objective = Classification(dataclasses.replace(CONFIG, causal=False))
+    compare(request, "classification", objective, labelled_batch_at)
+
+
+def compare(request, name, objective, batches):
+    """Takes ten steps and holds loss and gradient norm against the committed text."""
     optimizer = AdamW()
     transformation = optimizer.transformation()
     params = nn.unbox(objective.init(jax.random.key(0)))
@@ -67,11 +99,11 @@ def test_causal_lm(request):
     )
     lines = []
     for number in range(10):
-        state, metrics = step(state, batch_at(number))
+        state, metrics = step(state, batches(number))
         loss, grad_norm = (float(metrics[k][0] / metrics[k][1]) for k in ("loss", "grad_norm"))
         lines.append(f"{number + 1} {loss:.8f} {grad_norm:.8f}")
     text = "step loss grad_norm\n" + "\n".join(lines) + "\n"
-    golden = FOLDER / "causal_lm.txt"
+    golden = FOLDER / f"{name}.txt"
     if request.config.getoption("--update-golden"):
         golden.write_text(text)
     found, expected = (
