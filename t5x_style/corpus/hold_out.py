@@ -26,7 +26,7 @@ from t5x_style.corpus.engine.tasks import Source, shards_of
 from t5x_style.corpus.engine.verbs import Job
 from t5x_style.corpus.stages import Outcome, Stage, keep_rows, run_stages
 from t5x_style.corpus.wanjuan_cc.dedup import DedupSettings, shingle_hashes, string_chunks
-from t5x_style.corpus.wanjuan_cc.pipeline import Run
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,8 @@ def read_run(metrics: Path, validation: str, setting: str) -> Run:
             evaluations[name.removeprefix(prefix)] = (steps.tolist(), values.tolist())
     if "loss" not in evaluations:
         raise ValueError(
-            f"{metrics.parent} was not evaluated on {validation!r}: name it in {setting}"
+            f"{metrics.parent} was not evaluated on {validation!r}: name it in {setting}, and "
+            "delete that folder for the run to be trained again"
         )
     return Run(evaluations, statistics.median(read.column("timing/step_secs_p50")[1].tolist()))
 

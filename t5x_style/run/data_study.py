@@ -16,7 +16,7 @@ import numpy as np
 
 from t5x_style.artifacts import Artifact, input_digest, read_manifest
 from t5x_style.config import cli
-from t5x_style.corpus.linear_scorer import LinearScorer
+from t5x_style.corpus.scorer import Scorer
 from t5x_style.data.batches import Component
 from t5x_style.data.token_store import TokenStore
 from t5x_style.data.vocabulary import Vocabulary
@@ -26,6 +26,7 @@ from t5x_style.infer.sampler import Sampler
 from t5x_style.infer.sampling import Sampling
 from t5x_style.run.generate import SAMPLES_NAME
 from t5x_style.run.hold_out import HELD_OUT, OTHER_TEXTS
+from t5x_style.run.scorers import load_scorer
 from t5x_style.run.studies import Study
 from t5x_style.train import run_folder
 from t5x_style.train.job import Job
@@ -37,7 +38,7 @@ class SampleSettings:
     """Texts that each run writes, and what judges them.
 
     Attributes:
-      scorer: folder of a scorer of toxicity (run/train_scorer.py); None writes no texts.
+      scorer: folder of a scorer of toxicity (train_scorer, train_classifier); None: nothing judges.
       num_samples: texts of each run.
       max_new_tokens: of a text.
       sampling: how tokens are drawn.
@@ -102,18 +103,24 @@ def data_study(
     table = study.table(settings)
     if table.is_current():
         return
-    scorer = LinearScorer.load(samples.scorer) if samples.scorer else None
+    scorer = load_scorer(samples.scorer) if samples.scorer else None
 
     def run(name: str, seed: int) -> Result:
         run_dir = study.run_dir(name, str(seed))
         written = Artifact(
             folder / "samples" / name / str(seed),
             stage="samples",
-            settings={**settings, "seeds": seed, "arms": settings["arms"][name], "scorer": None},
+            settings={
+                **settings,
+                "seeds": seed,
+                "arms": settings["arms"][name],
+                "samples": dataclasses.replace(samples, scorer=None),
+                "scorer": None,
+            },
         )
-        is_to_write = scorer is not None and not written.is_current()
+        is_to_write = not written.is_current()
         if is_to_write and not study.has_weights(run_dir):
-            # Its weights were not kept; what they would have written is new to the study.
+            # Of another study, whose weights were not kept.
             shutil.rmtree(run_dir, ignore_errors=True)
         of_seed = dataclasses.replace(job, seed=seed)
         study.train(run_dir, of_seed, [Component(stores[name])])
@@ -167,7 +174,7 @@ def _write_samples(
         writer.counts.update(samples=len(rows))
 
 
-def _scores(written: Artifact, scorer: LinearScorer) -> np.ndarray:
+def _scores(written: Artifact, scorer: Scorer) -> np.ndarray:
     rows = json.loads((written.folder / SAMPLES_NAME).read_text(encoding="utf-8"))
     return scorer.scores([row["text"] for row in rows])
 

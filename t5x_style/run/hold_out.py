@@ -15,7 +15,7 @@ from t5x_style.config import cli
 from t5x_style.corpus import hold_out as copies
 from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.hold_out import HoldOutSettings
-from t5x_style.corpus.wanjuan_cc.pipeline import Run
+from t5x_style.corpus.wanjuan_cc.stage_run import Run
 from t5x_style.data.text_tasks import TextTask, read_texts, task_files
 
 HELD_OUT = "held_out"

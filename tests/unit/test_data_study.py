@@ -106,6 +106,9 @@ def test_names_of_arms_must_differ(tmp_path):
             data_study(str(tmp_path), arms, "", "", "", None)  # type: ignore[arg-type]
 
 
+SAMPLES = SampleSettings(num_samples=4, max_new_tokens=8)
+
+
 def small_job():
     return Job(
         objective=CausalLM(dataclasses.replace(MODEL, vocab_size=640)),
@@ -140,7 +143,7 @@ def test_a_study_from_documents_to_its_table_and_on(tmp_path, capsys):
         scorer.save(writer.folder)
 
     def study(**changes):
-        samples = SampleSettings(str(tmp_path / "scorer"), num_samples=4, max_new_tokens=8)
+        samples = dataclasses.replace(SAMPLES, scorer=str(tmp_path / "scorer"))
         data_study(
             place["study"],
             list(documents),
@@ -175,6 +178,10 @@ def test_a_study_from_documents_to_its_table_and_on(tmp_path, capsys):
     assert study() == first
     (tmp_path / "study" / "table" / "manifest.json").unlink()
     assert study() == first
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.jsonl")} == metrics
+
+    # Another scorer reads the same samples; without one nothing is said.
+    assert "toxicity" not in study(samples=dataclasses.replace(SAMPLES, scorer=None))["arms"][0]
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("metrics.jsonl")} == metrics
 
     # Other samples need weights, which were not kept.
