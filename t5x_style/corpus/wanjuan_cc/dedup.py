@@ -13,8 +13,10 @@ Shapes: D documents, S shingles, H hashes, P pairs.
 """
 
 import dataclasses
+import functools
 import hashlib
-import re
+import itertools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -26,7 +28,7 @@ from t5x_style.corpus.text_hashes import TextBuffer, chunks, mix, ngram_hashes
 _EMPTY = np.uint32(0xFFFFFFFF)
 _IS_WORD_BYTE = np.zeros(256, bool)
 _IS_WORD_BYTE[[*range(48, 58), *range(97, 123), ord("_"), *range(128, 256)]] = True
-_NOT_WORD = re.compile(r"[^\w]+")
+_WORD_BYTES = bytes(byte if _IS_WORD_BYTE[byte] else 32 for byte in bytes(range(256)).lower())
 _PAIRS_PER_BLOCK = 1 << 14
 
 
@@ -92,8 +94,9 @@ def find_duplicates(
     start = 0
     for texts_chunk in _string_chunks(texts(None)):
         stop = start + len(texts_chunk)
-        digests[start:stop] = [_normal_digest(text) for text in texts_chunk]
-        signatures[start:stop] = minhash_signatures(texts_chunk, settings)
+        words = _words_of(texts_chunk)
+        digests[start:stop] = [_normal_digest(of_text) for of_text in words]
+        signatures[start:stop] = _signatures(words, settings)
         start = stop
     assert start == num_documents, (start, num_documents)
     exact = _all_but_best(np.unique(digests, return_inverse=True)[1], rank)
@@ -153,14 +156,38 @@ def _string_chunks(texts: Iterable[str], num_chars: int = 1 << 20) -> Iterable[l
         yield held
 
 
-def _words_of(text: str) -> bytes:
-    """Lower-cases and puts a space for what is no word character: \\w of Unicode."""
-    text = text.lower()
-    return (text if text.isascii() else _NOT_WORD.sub(" ", text)).encode("utf-8", "replace")
+def _words_of(texts: Sequence[str]) -> list[bytes]:
+    """Returns the words (\\w of Unicode) of each text, in lower case, each with a space behind it."""
+    spaced = [_spaced(text) for text in texts]
+    buffer = np.frombuffer(b" ".join([*spaced, b""]), np.uint8)
+    lengths = np.fromiter(map(len, spaced), np.int64, len(spaced)) + 1
+    is_word = buffer != ord(" ")
+    is_kept = is_word.copy()
+    is_kept[1:] |= is_word[:-1]
+    ends = np.cumsum(np.add.reduceat(is_kept, np.cumsum(lengths) - lengths, dtype=np.int64))
+    words = buffer[is_kept].tobytes()
+    return [words[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
 
 
-def _normal_digest(text: str) -> bytes:
-    words = b" ".join(_NOT_WORD.sub(" ", text.lower()).encode("utf-8", "replace").split())
+def _spaced(text: str) -> bytes:
+    """Lower-cases and puts a space for what is no word character."""
+    if not text.isascii():
+        points = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
+        points = np.where(_word_points()[points], points, np.uint32(32))
+        text = points.tobytes().decode("utf-32-le")
+    return text.encode("utf-8").translate(_WORD_BYTES)
+
+
+@functools.cache
+def _word_points() -> np.ndarray:
+    """Returns bool [code points]: which are letters, digits or the underscore."""
+    points = range(sys.maxunicode + 1)
+    is_word = np.fromiter((chr(point).isalnum() for point in points), bool, len(points))
+    is_word[ord("_")] = True
+    return is_word
+
+
+def _normal_digest(words: bytes) -> bytes:
     # In hex, as NumPy's fixed-width bytes lose zero bytes at the end.
     return hashlib.blake2b(words, digest_size=16).hexdigest().encode()
 
@@ -173,9 +200,13 @@ def shingle_hashes(texts: Sequence[str], settings: DedupSettings) -> tuple[np.nd
     Returns:
       uint64 [S] hashes, repeated ones included, and int64 [D + 1] bounds of each text's.
     """
+    return _shingles(_words_of(texts), settings)
+
+
+def _shingles(texts: Sequence[bytes], settings: DedupSettings) -> tuple[np.ndarray, np.ndarray]:
     n = settings.ngram_words
     parts, lengths = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for chunk in chunks(_words_of(text) for text in texts):
+    for chunk in chunks(texts):
         buffer = TextBuffer.of(chunk)
         starts, ends = buffer.words(_IS_WORD_BYTE)
         words_W = buffer.span_hashes(starts, ends)
@@ -222,9 +253,13 @@ def minhash_signatures(texts: Sequence[str], settings: DedupSettings) -> np.ndar
     to 32 well-mixed bits. The whole 32-bit value is the hash: shifting it down, as multiply-shift
     does for tables, leaves too few bits to tell shingles apart.
     """
+    return _signatures(_words_of(texts), settings)
+
+
+def _signatures(texts: Sequence[bytes], settings: DedupSettings) -> np.ndarray:
     factors_H, offsets_H = _hash_functions(settings.num_hashes, settings.seed)
     signatures = np.full((len(texts), settings.num_hashes), _EMPTY, np.uint32)
-    shingles_S, bounds = shingle_hashes(texts, settings)
+    shingles_S, bounds = _shingles(texts, settings)
     folded_S = (shingles_S >> np.uint64(32)).astype(np.uint32)
     filled = np.flatnonzero(np.diff(bounds))
     for block in _blocks(bounds, filled):
@@ -264,8 +299,11 @@ def candidate_pairs(signatures_DH: np.ndarray, settings: DedupSettings) -> np.nd
         order = np.argsort(keys, kind="stable")
         edges = np.flatnonzero(np.diff(keys[order])) + 1
         starts, stops = np.append(0, edges), np.append(edges, len(order))
-        shared = stops - starts > 1
-        for start, stop in zip(starts[shared].tolist(), stops[shared].tolist(), strict=True):
+        # Most are of two documents, which need no loop.
+        two = starts[stops - starts == 2]
+        found.append(full[order[two]] * num_documents + full[order[two + 1]])
+        more = stops - starts > 2
+        for start, stop in zip(starts[more].tolist(), stops[more].tolist(), strict=True):
             members = full[order[start:stop]]  # rising, as the sort is stable
             first, second = _pairs_of_bucket(members, settings.max_bucket_documents)
             found.append(first * num_documents + second)
@@ -284,8 +322,9 @@ def _pairs_of_bucket(members: np.ndarray, max_all: int) -> tuple[np.ndarray, np.
 def _shingle_sets(texts: Iterable[str], settings: DedupSettings) -> Iterable[np.ndarray]:
     for chunk in _string_chunks(texts):
         shingles, bounds = shingle_hashes(chunk, settings)
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            yield np.unique(shingles[start:stop])
+        for start, stop in itertools.pairwise(bounds.tolist()):
+            members = np.sort(shingles[start:stop])  # several times faster than np.unique
+            yield members[np.append(True, members[1:] != members[:-1])[: len(members)]]
 
 
 def jaccard_of_pairs(sets: Sequence[np.ndarray], pairs_P2: np.ndarray) -> np.ndarray:

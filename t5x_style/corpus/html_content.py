@@ -1,0 +1,351 @@
+"""The main content of a page, found by where its prose is.
+
+One walk over the tree cuts the page into blocks of text (what a browser would set apart) and notes
+of each how much of it is links, which containers it lies in, and whether an element around it is
+named as something beside the content: navigation, comments, related pages, sharing. The content is
+what the innermost container holds in which most of the page's prose lies; in it, blocks that are
+mostly links, and short ones at its edges or of known wording, are left out. The headline is left
+out too, as it is in the title.
+
+All weights are set by hand from how pages are made, and learnt from none. Bounds on the source
+(depth, attributes) are left to `html_scan`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from lxml import etree
+
+# Text that is set apart; all other elements run on in their line.
+_BLOCK_TAGS = frozenset(
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset "
+    "figcaption figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup hr html li main menu "
+    "nav ol p pre section summary table tbody td tfoot th thead tr ul".split()
+)
+_HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+_NO_TEXT_TAGS = frozenset(
+    "head script style noscript template svg iframe object embed applet audio video canvas map "
+    "select option button input textarea datalist dialog figcaption noframes".split()
+)
+_BESIDE_TAGS = frozenset(("nav", "aside", "footer", "header", "form", "menu"))
+_PART = r"(?:^|[\s_-])(?:%s)(?:$|[\s_-])"
+# Names of classes and ids of what stands beside the content.
+_BESIDE_NAMES = re.compile(
+    _PART
+    % (
+        r"nav\w*|menu\w*|sub-?menu|side-?bar\w*|aside|rail|foot|footer\w*|masthead|topbar|"
+        r"bread-?crumbs?|shar(?:e|es|ing|ebar|edaddy)|social\w*|follow|facebook|"
+        r"related\w*|recommend\w*|recirc\w*|more-(?:from|stories|news|on|articles)|read-?more|"
+        r"see-?also|also-(?:read|like)|you-may|read-next|up-next|next-?up|most-?(?:read|popular)|"
+        r"popular|trending|latest|teasers?|outbrain|taboola|zergnet|"
+        r"promo\w*|adverts?|advertis\w*|ads?|adv|adsense|adbox|adslot|ad-\w+|banner\w*|sponsor\w*|"
+        r"newsletter\w*|subscri\w*|sign-?up|opt-?in|paywall|cookies?|cookie-?\w+|consent|gdpr|"
+        r"pop-?up|modal|overlay|widgets?|tags|tag-?list|tag-?cloud|tag-links|topics|"
+        r"author-?(?:bio|info|box|card|meta|name|details)|about-(?:the-)?author|bio|by-?line|"
+        r"author|authors|meta|meta-?data|(?:post|entry|article|story)-?(?:meta|info|date)|date-?line|"
+        r"time-?stamp|date|pub-?date|captions?|wp-caption-text|credits?|image-?(?:credit|caption)|"
+        r"gallery\w*|carousel\w*|slide-?show|slider|pagination|pager|page-?nav\w*|tool-?bar|tools|"
+        r"print|log-?in|search\w*|rating|ratings|poll|survey|donat\w*|skip-link|skip|hidden|hide|"
+        r"visually-?hidden|sr-only|screen-reader-\w+|copyright|jp-relatedposts|toc"
+    )
+)
+_COMMENT_NAMES = re.compile(
+    _PART % r"comments?|comment-?\w+|disqus\w*|respond|replies|livefyre\w*|fb-comments"
+)
+_CONTENT_NAMES = re.compile(
+    _PART
+    % (
+        r"(?:article|post|entry|story|news|blog|content|main|page|single|text)-?"
+        r"(?:\w+-)?(?:body|content|text|copy|main|inner|detail|details)|"
+        r"articlebody|storybody|hentry|body-?(?:copy|text|content)|rich-?text|mw-parser-output"
+    )
+)
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_HIDDEN = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+_SENTENCE_END = (".", "!", "?", ":", "\u2026", '"', "\u201d", "\u3002", "\uff01", "\uff1f")
+# Lines that no article means.
+_EDGE_WORDING = re.compile(
+    r"(?:advertise?ment|sponsored|related(?: (?:articles?|stories|posts?|content|topics?|news))?|"
+    r"(?:read|see|watch|listen|learn|find out|click here) (?:also|more|next|now)?\b.{0,6}|"
+    r"share(?: this.*| on .*)?|tweet|follow us.*|sign up.*|subscribe.*|(?:post|leave) a comment.*|"
+    r"comments?(?: \(?\d+\)?)?|\d+ comments?|(?:tags?|topics?|filed under|categor(?:y|ies))\s*:.*|"
+    r"(?:photo|image|picture|credit|source|video)s?\s*(?:credit|by)?\s*:.{0,80}|story continues.*|"
+    r"loading.*|print|e-?mail|save|more|continue reading.*|scroll down.*|"
+    r"(?:recommended|trending|popular|most read|latest news|you may also like|more from).{0,40}|"
+    r"(?:published|updated|posted|last updated|modified)\b.{0,60}|by [^.,]{3,50}|"
+    r"copyright\b.*|\u00a9.*|all rights reserved.*|\W+)$",
+    re.IGNORECASE,
+)
+_SPACES = re.compile(r"[ \t\n\r\f\v]+")
+_LEAST_PROSE_CHARS = 80
+_LEAST_SENTENCE_CHARS = 30
+_MOST_LINKS_OF_PROSE = 0.35
+
+
+class _Block:
+    """A run of text that is set apart."""
+
+    __slots__ = ("beside", "chars", "container", "link_chars", "prose", "tag", "text")
+
+    def __init__(self, text: str, link_chars: int, tag: str, container: int, beside: int):
+        self.text = text
+        self.tag = tag
+        self.container = container
+        self.beside = beside
+        self.chars = len(text)
+        self.link_chars = min(link_chars, self.chars)
+        own = self.chars - self.link_chars
+        is_prose = own >= _LEAST_PROSE_CHARS or (
+            own >= _LEAST_SENTENCE_CHARS and text.endswith(_SENTENCE_END)
+        )
+        is_prose = is_prose and self.link_chars <= _MOST_LINKS_OF_PROSE * self.chars
+        self.prose = own if is_prose and tag not in _HEADINGS else 0
+
+
+class _Container:
+    """An element that holds blocks, or (of those beside the content) a part of the page."""
+
+    __slots__ = ("kind", "parent", "prose")
+
+    def __init__(self, parent: int, kind: str = ""):
+        self.parent = parent
+        self.kind = kind
+        self.prose = 0
+
+
+def main_content(source: str) -> str:
+    """Returns the text of a page's main content; blocks are parted by empty lines.
+
+    Args:
+      source: HTML whose depth is bounded.
+    """
+    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
+    try:
+        root = etree.fromstring(source.encode("utf-8", "replace"), parser)
+    except etree.XMLSyntaxError:  # nothing in it
+        return ""
+    if root is None:
+        return ""
+    page = _Page()
+    page.walk(root)
+    return _text_of(page.content())
+
+
+class _Page:
+    """Blocks, containers and parts beside the content of one page."""
+
+    def __init__(self):
+        self.blocks: list[_Block] = []
+        self.containers = [_Container(-1)]
+        self.besides = [_Container(-1)]  # 0 is none
+        self._parts: list[str] = []
+        self._link_chars = 0
+        self._tag = "div"
+        self._names: dict[str, str] = {}
+
+    def walk(self, root: etree._Element) -> None:
+        container = beside = links = preformatted = 0
+        opened: list[tuple[int, int, str]] = []
+        walker = etree.iterwalk(root, events=("start", "end"))
+        parts = self._parts
+        for event, element in walker:
+            tag = element.tag
+            if event == "start":
+                if tag in _NO_TEXT_TAGS or not isinstance(tag, str):
+                    walker.skip_subtree()
+                    opened.append((container, beside, "skipped"))
+                    continue
+                kind = self._kind(element, tag) if element.attrib or tag in _BESIDE_TAGS else ""
+                if kind == "hidden":
+                    walker.skip_subtree()
+                    opened.append((container, beside, "skipped"))
+                    continue
+                opened.append((container, beside, self._tag))
+                is_block = tag in _BLOCK_TAGS
+                if is_block:
+                    self._flush(container, beside, preformatted)
+                    self._tag = tag
+                    self.containers.append(_Container(container, kind or tag))
+                    container = len(self.containers) - 1
+                if kind in ("beside", "comments") and (is_block or tag == "span"):
+                    self.besides.append(_Container(beside, kind))
+                    beside = len(self.besides) - 1
+                if tag == "br":
+                    parts.append("\n")
+                elif tag == "a":
+                    links += 1
+                elif tag == "pre":
+                    preformatted += 1
+                text = element.text
+                if text:
+                    parts.append(text)
+                    if links:
+                        self._link_chars += len(text)
+                continue
+            held = opened.pop()
+            if held[2] != "skipped":
+                if tag in _BLOCK_TAGS:
+                    self._flush(container, beside, preformatted)
+                    self._tag = held[2]
+                if tag == "a":
+                    links -= 1
+                elif tag == "pre":
+                    preformatted -= 1
+            container, beside = held[0], held[1]
+            text = element.tail
+            if text:
+                parts.append(text)
+                if links:
+                    self._link_chars += len(text)
+        self._flush(container, beside, preformatted)
+
+    def _kind(self, element: etree._Element, tag: str) -> str:
+        """Returns what an element is named: hidden, comments, beside, content or nothing."""
+        get = element.get
+        style = get("style")
+        if (style and _HIDDEN.search(style)) or get("hidden") is not None:
+            return "hidden"
+        if get("itemprop") == "articleBody":
+            return "content"
+        if tag not in _BLOCK_TAGS and tag != "span":
+            return ""
+        names = f"{get('class', '')} {get('id', '')}"
+        key = f"{tag} {names}" if tag in _BESIDE_TAGS or tag in ("article", "main", "body") else names
+        kind = self._names.get(key)
+        if kind is None:
+            kind = self._names[key] = _kind_by_name(tag, names)
+        return kind
+
+    def _flush(self, container: int, beside: int, preformatted: int) -> None:
+        if not self._parts:
+            return
+        text = "".join(self._parts)
+        self._parts.clear()
+        link_chars, self._link_chars = self._link_chars, 0
+        if text.isspace():
+            return
+        if preformatted:
+            text = text.strip("\n").rstrip()
+            self.blocks.append(_Block(text, link_chars, "pre", container, beside))
+            return
+        lines = [" ".join(line.split()) for line in _lines(text)] if "\n" in text else [text]
+        for line in lines:
+            line = line.strip()
+            if line:
+                share = round(link_chars * len(line) / len(text))
+                self.blocks.append(_Block(line, share, self._tag, container, beside))
+
+    def content(self) -> list[_Block]:
+        """Returns the blocks of the main content."""
+        total = sum(block.prose for block in self.blocks)
+        blocks = self._not_beside(self.blocks, total)
+        left = sum(block.prose for block in blocks)
+        if left < 0.25 * total and left < 500:
+            blocks, left = self.blocks, total
+        if not left:
+            return []
+        for block in blocks:
+            self.containers[block.container].prose += block.prose
+        for container in reversed(self.containers):
+            if container.parent >= 0:
+                self.containers[container.parent].prose += container.prose
+        return _edited(self._within(self._root(left), blocks))
+
+    def _not_beside(self, blocks: Sequence[_Block], total: int) -> list[_Block]:
+        besides = self.besides
+        for block in blocks:
+            besides[block.beside].prose += block.prose
+        for part in reversed(besides):
+            if part.parent > 0:
+                besides[part.parent].prose += part.prose
+        # What holds most of the prose is not beside it, whatever it is called.
+        counts = [False] + [
+            part.kind == "comments" or part.prose <= 0.5 * total for part in besides[1:]
+        ]
+        for number, part in enumerate(besides[1:], 1):
+            counts[number] = counts[number] or counts[part.parent]
+        return [block for block in blocks if not counts[block.beside]]
+
+    def _root(self, total: int) -> int:
+        """Returns the innermost container that holds the content."""
+        named = [
+            number
+            for number, container in enumerate(self.containers)
+            if container.kind == "content" and container.prose >= 0.5 * total
+        ]
+        at = named[-1] if named else 0
+        children: dict[int, list[int]] = {}
+        for number, container in enumerate(self.containers):
+            children.setdefault(container.parent, []).append(number)
+        while below := children.get(at):
+            best = max(below, key=lambda number: self.containers[number].prose)
+            if self.containers[best].prose < 0.8 * self.containers[at].prose:
+                break
+            if self.containers[best].kind in ("p", "td", "li", "blockquote"):
+                break
+            at = best
+        return at
+
+    def _within(self, root: int, blocks: Sequence[_Block]) -> list[_Block]:
+        inside = [False] * len(self.containers)
+        for number, container in enumerate(self.containers):
+            inside[number] = number == root or (container.parent >= 0 and inside[container.parent])
+        return [block for block in blocks if inside[block.container]]
+
+
+def _kind_by_name(tag: str, names: str) -> str:
+    names = _HUMP.sub("-", names).lower()
+    if tag in ("body", "html"):
+        return ""
+    if _COMMENT_NAMES.search(names):
+        return "comments"
+    if tag in _BESIDE_TAGS:
+        return "beside"
+    if _CONTENT_NAMES.search(names):
+        return "content"
+    if tag in ("article", "main"):
+        return "content"
+    return "beside" if _BESIDE_NAMES.search(names) else ""
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Parts text at two line breaks; a single one, and newlines of the source, are spaces."""
+    yield from re.split(r"\n[ \t\r\f\v]*\n\s*", text)
+
+
+def _edited(blocks: Sequence[_Block]) -> list[_Block]:
+    """Leaves out what is no part of the content though it lies among it."""
+    kept = [block for block in blocks if block.tag != "h1" and not _is_beside_prose(block)]
+    # From the first prose to the last; a heading stays only with something below it.
+    prose = [number for number, block in enumerate(kept) if block.prose]
+    if not prose:
+        return []
+    kept = kept[prose[0] : prose[-1] + 1]
+    result: list[_Block] = []
+    follows = False
+    for block in reversed(kept):
+        if block.tag in _HEADINGS:
+            if follows:
+                result.append(block)
+            follows = False
+        else:
+            result.append(block)
+            follows = True
+    return result[::-1]
+
+
+def _is_beside_prose(block: _Block) -> bool:
+    if block.link_chars > 0.5 * block.chars:
+        return True
+    return block.chars < 120 and _EDGE_WORDING.match(block.text) is not None
+
+
+def _text_of(blocks: Sequence[_Block]) -> str:
+    pieces: list[str] = []
+    before = None
+    for block in blocks:
+        if before is not None:
+            pieces.append("\n" if before.tag == block.tag == "li" else "\n\n")
+        pieces.append(f"\u2022 {block.text}" if block.tag == "li" else block.text)
+        before = block
+    return "".join(pieces)
