@@ -76,10 +76,19 @@ _EDGE_WORDING = re.compile(
     r"copyright\b.*|\u00a9.*|all rights reserved.*|\W+)$",
     re.IGNORECASE,
 )
-_SPACES = re.compile(r"[ \t\n\r\f\v]+")
+_CAPTION = re.compile(
+    r"[(\[](?:images?|photos?|pictures?|pics?|credit|illustration|source)\b[^()\[\]]{0,80}[)\]]$",
+    re.IGNORECASE,
+)
+_LIST_OF_OTHERS = re.compile(
+    r"(?:more|related|recommended|read|see also|further reading|trending|popular|latest|don.t miss|"
+    r"also|you may|you might|up next|next)\b",
+    re.IGNORECASE,
+)
 _LEAST_PROSE_CHARS = 80
 _LEAST_SENTENCE_CHARS = 30
-_MOST_LINKS_OF_PROSE = 0.35
+_MOST_LINKS_OF_PROSE = 0.5
+_RUNNING_TEXT = ("p", "ul", "ol", "dl", "pre", "blockquote", "table", "tbody", "tr", "td", "li")
 
 
 class _Block:
@@ -105,11 +114,13 @@ class _Block:
 class _Container:
     """An element that holds blocks, or (of those beside the content) a part of the page."""
 
-    __slots__ = ("kind", "parent", "prose")
+    __slots__ = ("kind", "names", "parent", "prose", "tag")
 
-    def __init__(self, parent: int, kind: str = ""):
+    def __init__(self, parent: int, tag: str = "", kind: str = "", names: str = ""):
         self.parent = parent
+        self.tag = tag
         self.kind = kind
+        self.names = names
         self.prose = 0
 
 
@@ -165,10 +176,10 @@ class _Page:
                 if is_block:
                     self._flush(container, beside, preformatted)
                     self._tag = tag
-                    self.containers.append(_Container(container, kind or tag))
+                    self.containers.append(_Container(container, tag, kind, element.get("class", "")))
                     container = len(self.containers) - 1
                 if kind in ("beside", "comments") and (is_block or tag == "span"):
-                    self.besides.append(_Container(beside, kind))
+                    self.besides.append(_Container(beside, tag, kind, element.get("class", "")))
                     beside = len(self.besides) - 1
                 if tag == "br":
                     parts.append("\n")
@@ -258,9 +269,15 @@ class _Page:
         for part in reversed(besides):
             if part.parent > 0:
                 besides[part.parent].prose += part.prose
-        # What holds most of the prose is not beside it, whatever it is called.
+        # What holds most of the prose is not beside it, whatever it is called: one part of the page,
+        # or all of one class (page builders call each paragraph a widget).
+        by_class: dict[str, int] = {}
+        for part in besides[1:]:
+            key = part.names or part.tag
+            by_class[key] = by_class.get(key, 0) + part.prose
         counts = [False] + [
-            part.kind == "comments" or part.prose <= 0.5 * total for part in besides[1:]
+            part.kind == "comments" or by_class[part.names or part.tag] <= 0.5 * total
+            for part in besides[1:]
         ]
         for number, part in enumerate(besides[1:], 1):
             counts[number] = counts[number] or counts[part.parent]
@@ -268,23 +285,45 @@ class _Page:
 
     def _root(self, total: int) -> int:
         """Returns the innermost container that holds the content."""
-        named = [
-            number
-            for number, container in enumerate(self.containers)
-            if container.kind == "content" and container.prose >= 0.5 * total
-        ]
-        at = named[-1] if named else 0
+        at = self._named_root(total)
         children: dict[int, list[int]] = {}
         for number, container in enumerate(self.containers):
             children.setdefault(container.parent, []).append(number)
         while below := children.get(at):
             best = max(below, key=lambda number: self.containers[number].prose)
-            if self.containers[best].prose < 0.8 * self.containers[at].prose:
+            inner, outer = self.containers[best], self.containers[at]
+            running = sum(
+                self.containers[number].prose
+                for number in below
+                if number != best and self.containers[number].tag in _RUNNING_TEXT
+            )
+            if inner.prose < 0.75 * outer.prose or running > 0.05 * outer.prose:
                 break
-            if self.containers[best].kind in ("p", "td", "li", "blockquote"):
+            if inner.tag in _RUNNING_TEXT:
                 break
             at = best
         return at
+
+    def _named_root(self, total: int) -> int:
+        """Returns the innermost container that holds all of those of one name for the content."""
+        by_name: dict[str, list[int]] = {}
+        for number, container in enumerate(self.containers):
+            if container.kind == "content":
+                by_name.setdefault(f"{container.tag} {container.names}", []).append(number)
+        best = 0
+        for numbers in by_name.values():
+            if sum(self.containers[number].prose for number in numbers) >= 0.4 * total:
+                best = max(best, self._common(numbers))
+        return best
+
+    def _common(self, numbers: Sequence[int]) -> int:
+        """Returns the innermost container around those of the numbers that hold prose."""
+        held = {number for number in numbers if self.containers[number].prose}
+        while len(held) > 1:
+            last = max(held)
+            held.remove(last)
+            held.add(self.containers[last].parent)
+        return max(held)
 
     def _within(self, root: int, blocks: Sequence[_Block]) -> list[_Block]:
         inside = [False] * len(self.containers)
@@ -315,27 +354,47 @@ def _lines(text: str) -> Iterator[str]:
 
 def _edited(blocks: Sequence[_Block]) -> list[_Block]:
     """Leaves out what is no part of the content though it lies among it."""
-    kept = [block for block in blocks if block.tag != "h1" and not _is_beside_prose(block)]
-    # From the first prose to the last; a heading stays only with something below it.
-    prose = [number for number, block in enumerate(kept) if block.prose]
-    if not prose:
+    kept = _without_lists_of_others(
+        [block for block in blocks if block.tag != "h1" and not _is_beside_prose(block)]
+    )
+    # From the first running text to the last; a heading stays only with something below it.
+    ends = [number for number, block in enumerate(kept) if block.prose or _is_running(block)]
+    if not any(block.prose for block in kept):
         return []
-    kept = kept[prose[0] : prose[-1] + 1]
+    kept = kept[ends[0] : ends[-1] + 1]
     result: list[_Block] = []
     follows = False
     for block in reversed(kept):
-        if block.tag in _HEADINGS:
-            if follows:
-                result.append(block)
-            follows = False
-        else:
+        is_heading = block.tag in _HEADINGS
+        if follows or not is_heading:
             result.append(block)
-            follows = True
+        follows = not is_heading
     return result[::-1]
 
 
+def _is_running(block: _Block) -> bool:
+    own = block.chars - block.link_chars
+    return block.tag in ("p", "li", "pre", "blockquote") and own >= _LEAST_SENTENCE_CHARS
+
+
+def _without_lists_of_others(blocks: Sequence[_Block]) -> list[_Block]:
+    """Leaves out headings that announce other pages, with the list below them."""
+    kept: list[_Block] = []
+    is_listing = False
+    for block in blocks:
+        is_heading = block.tag in _HEADINGS or (block.chars < 60 and not block.prose)
+        if is_heading and _LIST_OF_OTHERS.match(block.text):
+            is_listing = True
+        elif not (is_listing and block.tag == "li"):
+            is_listing = False
+            kept.append(block)
+    return kept
+
+
 def _is_beside_prose(block: _Block) -> bool:
-    if block.link_chars > 0.5 * block.chars:
+    if block.link_chars > 0.6 * block.chars:
+        return True
+    if block.chars < 250 and _CAPTION.search(block.text):
         return True
     return block.chars < 120 and _EDGE_WORDING.match(block.text) is not None
 
