@@ -12,7 +12,7 @@ All weights are set by hand from how pages are made, and learnt from none. Bound
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lxml import etree
 
@@ -28,6 +28,8 @@ _NO_TEXT_TAGS = frozenset(
     "select option button input textarea datalist dialog figcaption noframes".split()
 )
 _BESIDE_TAGS = frozenset(("nav", "aside", "footer", "header", "form", "menu"))
+_CONTENT_TAGS = frozenset(("article", "main"))
+_NAMED_TAGS = _BESIDE_TAGS | _CONTENT_TAGS
 _PART = r"(?:^|[\s_-])(?:%s)(?:$|[\s_-])"
 # Names of classes and ids of what stands beside the content.
 _BESIDE_NAMES = re.compile(
@@ -85,6 +87,8 @@ _LIST_OF_OTHERS = re.compile(
     r"also|you may|you might|up next|next)\b",
     re.IGNORECASE,
 )
+_BREAK = "\v"  # stands for a line break; two part paragraphs
+_BREAKS = re.compile(r"\v\s*\v\s*")
 _LEAST_PROSE_CHARS = 80
 _LEAST_SENTENCE_CHARS = 30
 _MOST_LINKS_OF_PROSE = 0.5
@@ -153,6 +157,7 @@ class _Page:
         self._link_chars = 0
         self._tag = "div"
         self._names: dict[str, str] = {}
+        self._marked: list[tuple[str, int, int]] = []  # (what, container, part beside) of signs
 
     def walk(self, root: etree._Element) -> None:
         container = beside = links = preformatted = 0
@@ -162,15 +167,11 @@ class _Page:
         for event, element in walker:
             tag = element.tag
             if event == "start":
-                if tag in _NO_TEXT_TAGS or not isinstance(tag, str):
+                if tag in _NO_TEXT_TAGS and not (len(element) and _holds_paragraph(element)):
                     walker.skip_subtree()
                     opened.append((container, beside, "skipped"))
                     continue
-                kind = self._kind(element, tag) if element.attrib or tag in _BESIDE_TAGS else ""
-                if kind == "hidden":
-                    walker.skip_subtree()
-                    opened.append((container, beside, "skipped"))
-                    continue
+                kind = self._kind(element, tag) if element.attrib or tag in _NAMED_TAGS else ""
                 opened.append((container, beside, self._tag))
                 is_block = tag in _BLOCK_TAGS
                 if is_block:
@@ -178,11 +179,13 @@ class _Page:
                     self._tag = tag
                     self.containers.append(_Container(container, tag, kind, element.get("class", "")))
                     container = len(self.containers) - 1
-                if kind in ("beside", "comments") and (is_block or tag == "span"):
+                if kind in ("beside", "comments"):
                     self.besides.append(_Container(beside, tag, kind, element.get("class", "")))
                     beside = len(self.besides) - 1
+                elif kind == "content" or tag == "h1":
+                    self._marked.append((tag if tag == "h1" else kind, container, beside))
                 if tag == "br":
-                    parts.append("\n")
+                    parts.append(_BREAK)
                 elif tag == "a":
                     links += 1
                 elif tag == "pre":
@@ -211,17 +214,17 @@ class _Page:
         self._flush(container, beside, preformatted)
 
     def _kind(self, element: etree._Element, tag: str) -> str:
-        """Returns what an element is named: hidden, comments, beside, content or nothing."""
+        """Returns what an element is named: "comments", "beside", "content" or nothing."""
         get = element.get
         style = get("style")
         if (style and _HIDDEN.search(style)) or get("hidden") is not None:
-            return "hidden"
+            return "beside"
         if get("itemprop") == "articleBody":
             return "content"
         if tag not in _BLOCK_TAGS and tag != "span":
             return ""
         names = f"{get('class', '')} {get('id', '')}"
-        key = f"{tag} {names}" if tag in _BESIDE_TAGS or tag in ("article", "main", "body") else names
+        key = f"{tag} {names}" if tag in _NAMED_TAGS or tag == "body" else names
         kind = self._names.get(key)
         if kind is None:
             kind = self._names[key] = _kind_by_name(tag, names)
@@ -236,15 +239,14 @@ class _Page:
         if text.isspace():
             return
         if preformatted:
-            text = text.strip("\n").rstrip()
+            text = text.replace(_BREAK, "\n").strip("\n").rstrip()
             self.blocks.append(_Block(text, link_chars, "pre", container, beside))
             return
-        lines = [" ".join(line.split()) for line in _lines(text)] if "\n" in text else [text]
-        for line in lines:
-            line = line.strip()
-            if line:
+        for line in _BREAKS.split(text) if _BREAK in text else [text]:
+            words = " ".join(line.split())
+            if words:
                 share = round(link_chars * len(line) / len(text))
-                self.blocks.append(_Block(line, share, self._tag, container, beside))
+                self.blocks.append(_Block(words, share, self._tag, container, beside))
 
     def content(self) -> list[_Block]:
         """Returns the blocks of the main content."""
@@ -275,13 +277,26 @@ class _Page:
         for part in besides[1:]:
             key = part.names or part.tag
             by_class[key] = by_class.get(key, 0) + part.prose
+        holds_content = self._besides_with_content(total)
         counts = [False] + [
-            part.kind == "comments" or by_class[part.names or part.tag] <= 0.5 * total
-            for part in besides[1:]
+            number not in holds_content
+            and (part.kind == "comments" or by_class[part.names or part.tag] <= 0.5 * total)
+            for number, part in enumerate(besides[1:], 1)
         ]
         for number, part in enumerate(besides[1:], 1):
             counts[number] = counts[number] or counts[part.parent]
         return [block for block in blocks if not counts[block.beside]]
+
+    def _besides_with_content(self, total: int) -> set[int]:
+        """Returns the parts beside the content that cannot be: they hold what is named content."""
+        found: set[int] = set()
+        for what, _, beside in self._marked:
+            while beside and beside not in found:
+                part = self.besides[beside]
+                if part.prose > (0.4 if what == "content" else 0.2) * total:
+                    found.add(beside)
+                beside = part.parent
+        return found
 
     def _root(self, total: int) -> int:
         """Returns the innermost container that holds the content."""
@@ -332,6 +347,11 @@ class _Page:
         return [block for block in blocks if inside[block.container]]
 
 
+def _holds_paragraph(element: etree._Element) -> bool:
+    """Whether an element swallows the page, as unclosed ones do."""
+    return element.tag not in ("head", "script", "style") and element.find(".//p") is not None
+
+
 def _kind_by_name(tag: str, names: str) -> str:
     names = _HUMP.sub("-", names).lower()
     if tag in ("body", "html"):
@@ -342,14 +362,9 @@ def _kind_by_name(tag: str, names: str) -> str:
         return "beside"
     if _CONTENT_NAMES.search(names):
         return "content"
-    if tag in ("article", "main"):
+    if tag in _CONTENT_TAGS:
         return "content"
     return "beside" if _BESIDE_NAMES.search(names) else ""
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Parts text at two line breaks; a single one, and newlines of the source, are spaces."""
-    yield from re.split(r"\n[ \t\r\f\v]*\n\s*", text)
 
 
 def _edited(blocks: Sequence[_Block]) -> list[_Block]:
