@@ -301,6 +301,7 @@ class _Page:
     def _root(self, total: int) -> int:
         """Returns the innermost container that holds the content."""
         at = self._named_root(total)
+        is_named = at > 0
         children: dict[int, list[int]] = {}
         for number, container in enumerate(self.containers):
             children.setdefault(container.parent, []).append(number)
@@ -312,7 +313,10 @@ class _Page:
                 for number in below
                 if number != best and self.containers[number].tag in _RUNNING_TEXT
             )
-            if inner.prose < 0.75 * outer.prose or running > 0.05 * outer.prose:
+            # Within what is named content little is not; around it much may be.
+            is_named = is_named or outer.kind == "content"
+            least = 0.95 if is_named else 0.75
+            if inner.prose < least * outer.prose or running > 0.05 * outer.prose:
                 break
             if inner.tag in _RUNNING_TEXT:
                 break
@@ -349,7 +353,7 @@ class _Page:
 
 def _holds_paragraph(element: etree._Element) -> bool:
     """Whether an element swallows the page, as unclosed ones do."""
-    return element.tag not in ("head", "script", "style") and element.find(".//p") is not None
+    return element.tag not in ("head", "script", "style", "figcaption") and element.find(".//p") is not None
 
 
 def _kind_by_name(tag: str, names: str) -> str:
