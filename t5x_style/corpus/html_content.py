@@ -271,6 +271,11 @@ class _Page:
         for part in reversed(besides):
             if part.parent > 0:
                 besides[part.parent].prose += part.prose
+        total -= sum(
+            part.prose
+            for part in besides[1:]
+            if part.kind == "comments" and besides[part.parent].kind != "comments"
+        )
         # What holds most of the prose is not beside it, whatever it is called: one part of the page,
         # or all of one class (page builders call each paragraph a widget).
         by_class: dict[str, int] = {}
