@@ -334,11 +334,30 @@ class _Page:
         for number, container in enumerate(self.containers):
             if container.kind == "content":
                 by_name.setdefault(f"{container.tag} {container.names}", []).append(number)
-        best = 0
+        found: list[tuple[int, int]] = []
         for numbers in by_name.values():
-            if sum(self.containers[number].prose for number in numbers) >= 0.4 * total:
-                best = max(best, self._common(numbers))
-        return best
+            prose = sum(self.containers[number].prose for number in self._outermost(numbers))
+            if prose >= 0.4 * total:
+                found.append((prose, self._common(numbers)))
+        if not found:
+            return 0
+        most, best = max(found)
+        return max(
+            number for prose, number in found if prose >= 0.85 * most and self._is_in(number, best)
+        )
+
+    def _is_in(self, number: int, outer: int) -> bool:
+        while number > outer:
+            number = self.containers[number].parent
+        return number == outer
+
+    def _outermost(self, numbers: Sequence[int]) -> list[int]:
+        """Returns those that lie in none of the others."""
+        result: list[int] = []
+        for number in numbers:  # in the order of the page
+            if not (result and self._is_in(number, result[-1])):
+                result.append(number)
+        return result
 
     def _common(self, numbers: Sequence[int]) -> int:
         """Returns the innermost container around those of the numbers that hold prose."""
