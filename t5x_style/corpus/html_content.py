@@ -52,7 +52,12 @@ _BESIDE_NAMES = re.compile(
     )
 )
 _COMMENT_NAMES = re.compile(
-    _PART % r"comments?|comment-?\w+|disqus\w*|respond|replies|livefyre\w*|fb-comments"
+    _PART
+    % (
+        r"(?<!has-)(?<!no-)(?<!with-)comment(?!s?-(?:open|closed|enabled|disabled|on|off))"
+        r"(?:s|list|er|ers|block|box|section|form|thread|wrap|area)?(?:-\w+)*|"
+        r"disqus\w*|respond|replies|livefyre\w*"
+    )
 )
 _CONTENT_NAMES = re.compile(
     _PART
@@ -89,6 +94,7 @@ _LIST_OF_OTHERS = re.compile(
 )
 _BREAK = "\v"  # stands for a line break; two part paragraphs
 _BREAKS = re.compile(r"\v\s*\v\s*")
+_NAMES_CHARS = 512
 _LEAST_PROSE_CHARS = 80
 _LEAST_SENTENCE_CHARS = 30
 _MOST_LINKS_OF_PROSE = 0.5
@@ -177,7 +183,9 @@ class _Page:
                 if is_block:
                     self._flush(container, beside, preformatted)
                     self._tag = tag
-                    self.containers.append(_Container(container, tag, kind, element.get("class", "")))
+                    self.containers.append(
+                        _Container(container, tag, kind, element.get("class", ""))
+                    )
                     container = len(self.containers) - 1
                 if kind in ("beside", "comments"):
                     self.besides.append(_Container(beside, tag, kind, element.get("class", "")))
@@ -377,11 +385,14 @@ class _Page:
 
 def _holds_paragraph(element: etree._Element) -> bool:
     """Whether an element swallows the page, as unclosed ones do."""
-    return element.tag not in ("head", "script", "style", "figcaption") and element.find(".//p") is not None
+    return (
+        element.tag not in ("head", "script", "style", "figcaption")
+        and element.find(".//p") is not None
+    )
 
 
 def _kind_by_name(tag: str, names: str) -> str:
-    names = _HUMP.sub("-", names).lower()
+    names = _HUMP.sub("-", names[:_NAMES_CHARS]).lower()
     if tag in ("body", "html"):
         return ""
     if _COMMENT_NAMES.search(names):
