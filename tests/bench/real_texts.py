@@ -41,6 +41,8 @@ def read_documents(
 
 
 def _files(folder: str) -> Iterator[str]:
+    if os.path.isfile(folder):
+        yield folder
     for parent, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)
