@@ -17,16 +17,18 @@ from collections.abc import Sequence
 from lxml import etree
 
 # Text that is set apart; all other elements run on in their line.
-_BLOCK_TAGS = frozenset(
-    "address article aside blockquote body caption center dd details dialog div dl dt fieldset "
-    "figcaption figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup hr html li main menu "
-    "nav ol p pre section summary table tbody td tfoot th thead tr ul".split()
-)
+_BLOCKS = """
+    address article aside blockquote body caption center dd details dialog div dl dt fieldset
+    figcaption figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup hr html li main menu nav
+    ol p pre section summary table tbody td tfoot th thead tr ul
+"""
+_BLOCK_TAGS = frozenset(_BLOCKS.split())
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
-_NO_TEXT_TAGS = frozenset(
-    "head script style noscript template svg iframe object embed applet audio video canvas map "
-    "select option button input textarea datalist dialog figcaption noframes".split()
-)
+_NO_TEXT = """
+    head script style noscript template svg iframe object embed applet audio video canvas map select
+    option button input textarea datalist dialog figcaption noframes
+"""
+_NO_TEXT_TAGS = frozenset(_NO_TEXT.split())
 _BESIDE_TAGS = frozenset(("nav", "aside", "footer", "header", "form", "menu"))
 _CONTENT_TAGS = frozenset(("article", "main"))
 _NAMED_TAGS = _BESIDE_TAGS | _CONTENT_TAGS
@@ -284,8 +286,8 @@ class _Page:
             for part in besides[1:]
             if part.kind == "comments" and besides[part.parent].kind != "comments"
         )
-        # What holds most of the prose is not beside it, whatever it is called: one part of the page,
-        # or all of one class (page builders call each paragraph a widget).
+        # What holds most of the prose is not beside it, whatever it is called: one part of the
+        # page, or all of one class (page builders call each paragraph a widget).
         by_class: dict[str, int] = {}
         for part in besides[1:]:
             key = part.names or part.tag

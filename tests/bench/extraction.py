@@ -143,14 +143,18 @@ def main() -> None:
                 workers[name] = Worker([python, __file__, "--serve", name, path], 1)
         answers = alternate(workers, {}, rounds=flags.rounds, warmups=1)
         base = summary(answers.get("trafilatura", answers["our trafilatura"]))["cpu"]
-        print("                        F1 (precision, recall)   held out   pages/s/core   trafilatura")
+        print(
+            "                        F1 (precision, recall)   held out   pages/s/core   trafilatura"
+        )
         for name, worker in workers.items():
             texts = worker.ask({"texts": True})["texts"]
             scores = [
                 precision_and_recall(text, gold[page]["articleBody"])
                 for page, text in zip(names, texts, strict=True)
             ]
-            held = [score for score, page in zip(scores, names, strict=True) if page not in looked_at]
+            held = [
+                score for score, page in zip(scores, names, strict=True) if page not in looked_at
+            ]
             secs = summary(answers[name])["cpu"]
             print(
                 f"{name:22} {'{:.4f} ({:.4f}, {:.4f})'.format(*f1(scores))}     {f1(held)[0]:.4f}"

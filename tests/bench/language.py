@@ -5,8 +5,8 @@
 
 UDHR_ZIP is NLTK's udhr2.zip, the Universal Declaration of Human Rights in one file a language; it
 is cut into passages of --chars characters, 40 a language at most. The text is formal and may be
-among what either was trained on, so accuracy is an upper bound. Rates are by processor time; ours is
-`raw.identify_language`. Rounds alternate.
+among what either was trained on, so accuracy is an upper bound. Ours is `raw.identify_language`.
+Rates are by processor time, rounds alternate.
 """
 
 import argparse

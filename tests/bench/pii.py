@@ -84,7 +84,8 @@ def _item(rng: random.Random, kind: str) -> str:
     if kind == "ip":
         if rng.random() < 0.2:
             return f"2001:4860:{_digits(rng, 4)}::{rng.randint(1000, 9999)}"
-        return f"{rng.choice([8, 23, 52, 93, 151])}.{'.'.join(str(rng.randint(1, 254)) for _ in '123')}"
+        rest = (str(rng.randint(1, 254)) for _ in range(3))
+        return ".".join([rng.choice(["8", "23", "52", "93", "151"]), *rest])
     return _card(rng, is_right=True) if kind == "card" else _iban(rng, is_right=True)
 
 

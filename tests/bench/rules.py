@@ -41,6 +41,7 @@ RULES_OF = {
 }
 RULES_OF["no alpha"] = tuple(rule for rule in RULES_OF["quality"] if rule != "alphabetic_words")
 RULES_OF["all"] = tuple({rule: None for rules in RULES_OF.values() for rule in rules})
+RULES_OF["all, no alpha"] = tuple(rule for rule in RULES_OF["all"] if rule != "alphabetic_words")
 
 
 def _datatrove(texts: list[str]):
@@ -75,7 +76,10 @@ def _datatrove(texts: list[str]):
 
     def run(name: str) -> list[str | None]:
         text_module.split_into_parts.cache_clear()
-        names = ["repetition", "quality", "c4", "fineweb"] if name == "all" else [name]
+        names = {
+            "all": ["repetition", "quality", "c4", "fineweb"],
+            "all, no alpha": ["repetition", "no alpha", "c4", "fineweb"],
+        }.get(name, [name])
         return [reason(names, text) for text in texts]
 
     return run
@@ -96,7 +100,7 @@ def _ours(texts: list[str]):
         stats = text_statistics(texts)
         reasons: list[str | None] = [None] * len(texts)
         for rule in RULES_OF[name]:
-            is_strict = name == "fineweb" or (name == "all" and rule == "duplicate_lines")
+            is_strict = name == "fineweb" or (name.startswith("all") and rule == "duplicate_lines")
             drops = clean.RULES[rule](stats, of_fineweb if is_strict else settings)
             for number in drops.nonzero()[0]:
                 reasons[number] = reasons[number] or rule
@@ -137,7 +141,7 @@ def main() -> None:
             name: Worker([python, __file__, "--serve", name, path], 1)
             for name, python in pythons.items()
         }
-        print("             we drop  they drop  same decision   only we drop; only they drop")
+        print("               we drop  they drop  same decision   only we drop; only they drop")
         for name in RULES_OF:
             ours, theirs = (workers[who].ask({"filter": name})["reasons"] for who in pythons)
             pairs = list(zip(ours, theirs, strict=True))
@@ -145,7 +149,7 @@ def main() -> None:
             theirs_only = collections.Counter(their for our, their in pairs if their and not our)
             same = sum((our is None) == (their is None) for our, their in pairs) / len(pairs)
             print(
-                f"{name:12} {1 - ours.count(None) / len(texts):7.3f} "
+                f"{name:14} {1 - ours.count(None) / len(texts):7.3f} "
                 f"{1 - theirs.count(None) / len(texts):9.3f} {same:12.4f}     "
                 f"{dict(ours_only.most_common(4))}; {dict(theirs_only.most_common(4))}",
                 flush=True,
@@ -153,7 +157,9 @@ def main() -> None:
         answers = alternate(workers, {"filter": "all"}, rounds=flags.rounds, warmups=0)
     secs = {name: summary(found)["cpu"] for name, found in answers.items()}
     for name, value in secs.items():
-        print(f"{name:10} {len(texts) / value:8.0f} texts/s/core  ours is {value / secs['ours']:.1f}x")
+        print(
+            f"{name:10} {len(texts) / value:8.0f} texts/s/core  ours is {value / secs['ours']:.1f}x"
+        )
     for worker in workers.values():
         worker.close()
     print(f"load {os.getloadavg()[0]:.1f}")

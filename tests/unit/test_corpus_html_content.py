@@ -52,7 +52,7 @@ def test_what_stands_around_the_content_is_left_out(around, order):
     [
         "<div class='ad-slot'>Advertisement</div>",
         "<p>Advertisement</p>",
-        "<figure><img src=x><figcaption>A view of the harbour in the morning.</figcaption></figure>",
+        "<figure><img src=x><figcaption>The harbour in the morning.</figcaption></figure>",
         "<p>The harbour in the morning (Image: A. Painter)</p>",
         "<div><a href='/x'>A story about something quite different from this one</a></div>",
         f"<h3>More from us</h3><ul>{LINKS}</ul>",

@@ -35,9 +35,7 @@ def plain_statistics(text):
         "alphabetic_words": share(sum(any(c.isalpha() for c in w) for w in words), len(words)),
         "num_stop_words": sum(stop in words for stop in STOP_WORDS),
         "num_sentences": len(re.findall(r"[.!?](?=[\"')\]]?(?:\s|$))", text))
-        + sum(
-            len(line.split()) >= 3 and not re.search(r"[.!?][\"')\]]?$", line) for line in lines
-        ),
+        + sum(len(line.split()) >= 3 and not re.search(r"[.!?][\"')\]]?$", line) for line in lines),
         "bullet_lines": share(sum(line[0] in "-*" for line in lines), len(lines)),
         "ellipsis_lines": share(sum(line.endswith("...") for line in lines), len(lines)),
         "terminal_lines": share(sum(line[-1] in ".!?" for line in lines), len(lines)),

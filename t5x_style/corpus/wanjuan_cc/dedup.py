@@ -157,7 +157,7 @@ def _string_chunks(texts: Iterable[str], num_chars: int = 1 << 20) -> Iterable[l
 
 
 def _words_of(texts: Sequence[str]) -> list[bytes]:
-    """Returns the words (\\w of Unicode) of each text, in lower case, each with a space behind it."""
+    """Returns the words (\\w of Unicode) of each text in lower case, a space behind each."""
     spaced = [_spaced(text) for text in texts]
     buffer = np.frombuffer(b" ".join([*spaced, b""]), np.uint8)
     lengths = np.fromiter(map(len, spaced), np.int64, len(spaced)) + 1

@@ -33,8 +33,8 @@ class RawSettings:
     """What text is taken from a page.
 
     Attributes:
-      extractor: "blocks" (our own, `html_content`), "resiliparse" (three times as fast, keeps more of
-        what stands around the content) or "trafilatura" (the paper's, several times slower).
+      extractor: "blocks" (our own, `html_content`), "resiliparse" (three times as fast, keeps more
+        of what stands around the content) or "trafilatura" (the paper's, several times slower).
       languages: ISO 639-1 codes to keep.
       min_language_score: least confidence of the language identifier.
       language_chars: characters of prose that it looks at.

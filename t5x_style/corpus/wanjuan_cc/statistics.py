@@ -6,6 +6,8 @@ One definition of each statistic, for all rules:
   not count as a word.
 - A line is what stands between newlines, without surrounding spaces; empty ones do not count. A
   paragraph is a run of lines without an empty one between.
+- A sentence ends with its mark; a line of three words or more that ends without one is a sentence
+  too. A terminal line ends with such a mark, an ellipsis included, a quotation mark not.
 - Characters are code points. Shares of characters are of all characters of words, so that layout
   does not matter, except where "of all" is said.
 - The share of duplicated n-grams (arXiv 2112.11446, appendix A.1) is that of the words covered by
@@ -240,12 +242,12 @@ def _num_sentences(
     opens[1:] &= is_space[text[:-3]]
     num_words = _cumulate(opens)
     has_words_L = num_words[ends_L] - num_words[starts_L] >= LINE_WORDS_OF_SENTENCE
-    is_closed_L = ends[ends_L - 1] | (is_closing[text[ends_L - 1]] & ends[np.maximum(ends_L - 2, 0)])
+    is_closed_L = ends[ends_L - 1] | (
+        is_closing[text[ends_L - 1]] & ends[np.maximum(ends_L - 2, 0)]
+    )
     total = _cumulate(ends)
     return (
-        total[buffer.ends_D]
-        - total[buffer.starts_D]
-        + _by_text(has_words_L & ~is_closed_L, bounds)
+        total[buffer.ends_D] - total[buffer.starts_D] + _by_text(has_words_L & ~is_closed_L, bounds)
     )
 
 
