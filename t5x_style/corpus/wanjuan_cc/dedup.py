@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import sys
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -29,6 +29,8 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 _IS_WORD_BYTE = np.zeros(256, bool)
 _IS_WORD_BYTE[[*range(48, 58), *range(97, 123), ord("_"), *range(128, 256)]] = True
 _WORD_BYTES = bytes(byte if _IS_WORD_BYTE[byte] else 32 for byte in bytes(range(256)).lower())
+# Below lie the letters that have a case; the ideographs above are rare.
+_LOW_POINTS = 0x20000
 _PAIRS_PER_BLOCK = 1 << 14
 
 
@@ -172,19 +174,27 @@ def _words_of(texts: Sequence[str]) -> list[bytes]:
 def _spaced(text: str) -> bytes:
     """Lower-cases and puts a space for what is no word character."""
     if not text.isascii():
-        points = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
-        points = np.where(_word_points()[points], points, np.uint32(32))
-        text = points.tobytes().decode("utf-32-le")
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        folded = _word_points()[np.minimum(points, _LOW_POINTS - 1)]
+        for place in np.flatnonzero(points >= _LOW_POINTS).tolist():
+            folded[place] = points[place] if text[place].isalnum() else ord(" ")
+        text = folded.tobytes().decode("utf-32-le")
     return text.encode("utf-8").translate(_WORD_BYTES)
 
 
 @functools.cache
 def _word_points() -> np.ndarray:
-    """Returns bool [code points]: which are letters, digits or the underscore."""
-    points = range(sys.maxunicode + 1)
-    is_word = np.fromiter((chr(point).isalnum() for point in points), bool, len(points))
-    is_word[ord("_")] = True
-    return is_word
+    """Returns uint32 [_LOW_POINTS]: the lower case of a word character, a space for any other.
+
+    One character for one: a capital I with a dot becomes an i, and a sigma has one form wherever it
+    stands, so that case makes no difference.
+    """
+    points = np.full(_LOW_POINTS, ord(" "), np.uint32)
+    for char in map(chr, range(_LOW_POINTS)):
+        if char.isalnum() or char == "_":
+            points[ord(char)] = ord(char.lower()[0])
+    points[ord("\u03c2")] = ord("\u03c3")
+    return points
 
 
 def _normal_digest(words: bytes) -> bytes:
@@ -287,28 +297,46 @@ def _hash_functions(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def candidate_pairs(signatures_DH: np.ndarray, settings: DedupSettings) -> np.ndarray:
-    """Returns the pairs (int64 [P, 2], first < second, sorted) that agree in some band."""
+    """Returns the pairs (int64 [P, 2], first < second, sorted) that may be near-duplicates.
+
+    They agree in some band, and not in so few hashes that `min_jaccard` is out of the question:
+    six standard deviations below it.
+    """
     num_documents = len(signatures_DH)
     full = np.flatnonzero(~(signatures_DH == _EMPTY).all(axis=1))
+    factors = mix(np.arange(1, settings.rows + 1, dtype=np.uint64)) | np.uint64(1)
     found = [np.zeros(0, np.int64)]
     for band in range(settings.bands):
         rows = signatures_DH[full, band * settings.rows : (band + 1) * settings.rows]
-        keys = np.zeros(len(full), np.uint64)
-        for column in rows.T:
-            keys = mix(keys + column)
-        order = np.argsort(keys, kind="stable")
+        keys = mix(rows @ factors)
+        order = np.argsort(keys)
         edges = np.flatnonzero(np.diff(keys[order])) + 1
         starts, stops = np.append(0, edges), np.append(edges, len(order))
         # Most are of two documents, which need no loop.
         two = starts[stops - starts == 2]
-        found.append(full[order[two]] * num_documents + full[order[two + 1]])
+        pairs = np.sort(np.stack([full[order[two]], full[order[two + 1]]]), axis=0)
+        found.append(pairs[0] * num_documents + pairs[1])
         more = stops - starts > 2
         for start, stop in zip(starts[more].tolist(), stops[more].tolist(), strict=True):
-            members = full[order[start:stop]]  # rising, as the sort is stable
+            members = np.sort(full[order[start:stop]])
             first, second = _pairs_of_bucket(members, settings.max_bucket_documents)
             found.append(first * num_documents + second)
     codes = np.unique(np.concatenate(found))
-    return np.stack(np.divmod(codes, max(num_documents, 1)), axis=1)
+    pairs_P2 = np.stack(np.divmod(codes, max(num_documents, 1)), axis=1)
+    return pairs_P2[_may_be_alike(signatures_DH, pairs_P2, settings)]
+
+
+def _may_be_alike(
+    signatures_DH: np.ndarray, pairs_P2: np.ndarray, settings: DedupSettings
+) -> np.ndarray:
+    least, num_hashes = settings.min_jaccard, signatures_DH.shape[1]
+    least -= 6 * math.sqrt(least * (1 - least) / num_hashes)
+    may_be_P = np.empty(len(pairs_P2), bool)
+    for start in range(0, len(pairs_P2), _PAIRS_PER_BLOCK):
+        first, second = pairs_P2[start : start + _PAIRS_PER_BLOCK].T
+        agree = np.count_nonzero(signatures_DH[first] == signatures_DH[second], axis=1)
+        may_be_P[start : start + _PAIRS_PER_BLOCK] = agree >= least * num_hashes
+    return may_be_P
 
 
 def _pairs_of_bucket(members: np.ndarray, max_all: int) -> tuple[np.ndarray, np.ndarray]:
