@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import sys
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -32,6 +32,8 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 _IS_WORD_BYTE = np.zeros(256, bool)
 _IS_WORD_BYTE[[*range(48, 58), *range(97, 123), ord("_"), *range(128, 256)]] = True
 _WORD_BYTES = bytes(byte if _IS_WORD_BYTE[byte] else 32 for byte in bytes(range(256)).lower())
+# Below lie the letters that have a case; the ideographs above are rare.
+_LOW_POINTS = 0x20000
 _PAIRS_PER_BLOCK = 1 << 14
 
 
@@ -184,19 +186,27 @@ def _words_of(texts: Sequence[str]) -> list[bytes]:
 def _spaced(text: str) -> bytes:
     """Lower-cases and puts a space for what is no word character."""
     if not text.isascii():
-        points = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
-        points = np.where(_word_points()[points], points, np.uint32(32))
-        text = points.tobytes().decode("utf-32-le")
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        folded = _word_points()[np.minimum(points, _LOW_POINTS - 1)]
+        for place in np.flatnonzero(points >= _LOW_POINTS).tolist():
+            folded[place] = points[place] if text[place].isalnum() else ord(" ")
+        text = folded.tobytes().decode("utf-32-le")
     return text.encode("utf-8").translate(_WORD_BYTES)
 
 
 @functools.cache
 def _word_points() -> np.ndarray:
-    """Returns bool [code points]: which are letters, digits or the underscore."""
-    points = range(sys.maxunicode + 1)
-    is_word = np.fromiter((chr(point).isalnum() for point in points), bool, len(points))
-    is_word[ord("_")] = True
-    return is_word
+    """Returns uint32 [_LOW_POINTS]: the lower case of a word character, a space for any other.
+
+    One character for one: a capital I with a dot becomes an i, and a sigma has one form wherever it
+    stands, so that case makes no difference.
+    """
+    points = np.full(_LOW_POINTS, ord(" "), np.uint32)
+    for char in map(chr, range(_LOW_POINTS)):
+        if char.isalnum() or char == "_":
+            points[ord(char)] = ord(char.lower()[0])
+    points[ord("\u03c2")] = ord("\u03c3")
+    return points
 
 
 def scope_salts(dumps: Sequence[str], settings: DedupSettings) -> np.ndarray:
@@ -318,7 +328,11 @@ def _hash_functions(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 def candidate_pairs(
     signatures_DH: np.ndarray, settings: DedupSettings, salts_D: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns the pairs (int64 [P, 2], first < second, sorted) that agree in some band."""
+    """Returns the pairs (int64 [P, 2], first < second, sorted) that may be near-duplicates.
+
+    They agree in some band, and not in so few hashes that `min_jaccard` is out of the question:
+    six standard deviations below it.
+    """
     num_documents = len(signatures_DH)
     salts_D = np.zeros(num_documents, np.uint64) if salts_D is None else salts_D
     full = np.flatnonzero(has_shingles(signatures_DH))
@@ -328,7 +342,23 @@ def candidate_pairs(
         first, second = full[order][bucket_pairs(keys[order], settings.max_bucket_documents)]
         found.append(first * num_documents + second)
     codes = np.unique(np.concatenate(found))
-    return np.stack(np.divmod(codes, max(num_documents, 1)), axis=1)
+    pairs_P2 = np.stack(np.divmod(codes, max(num_documents, 1)), axis=1)
+    if settings.verify == "none":
+        return pairs_P2
+    return pairs_P2[_may_be_alike(signatures_DH, pairs_P2, settings)]
+
+
+def _may_be_alike(
+    signatures_DH: np.ndarray, pairs_P2: np.ndarray, settings: DedupSettings
+) -> np.ndarray:
+    least, num_hashes = settings.min_jaccard, signatures_DH.shape[1]
+    least -= 6 * math.sqrt(least * (1 - least) / num_hashes)
+    may_be_P = np.empty(len(pairs_P2), bool)
+    for start in range(0, len(pairs_P2), _PAIRS_PER_BLOCK):
+        first, second = pairs_P2[start : start + _PAIRS_PER_BLOCK].T
+        agree = np.count_nonzero(signatures_DH[first] == signatures_DH[second], axis=1)
+        may_be_P[start : start + _PAIRS_PER_BLOCK] = agree >= least * num_hashes
+    return may_be_P
 
 
 def has_shingles(signatures_DH: np.ndarray) -> np.ndarray:
@@ -340,13 +370,12 @@ def band_keys(
     signatures_DH: np.ndarray, settings: DedupSettings, salts_D: np.ndarray
 ) -> np.ndarray:
     """Returns uint64 [D, bands]: equal where signatures agree in all rows of a band, and salts."""
+    factors = mix(np.arange(1, settings.rows + 1, dtype=np.uint64)) | np.uint64(1)
     keys_DB = np.empty((len(signatures_DH), settings.bands), np.uint64)
     for band in range(settings.bands):
         # The band's number goes in, so that keys of different bands may lie in one bucket table.
-        keys = salts_D + np.uint64(band + 1)
-        for column in signatures_DH[:, band * settings.rows : (band + 1) * settings.rows].T:
-            keys = mix(keys + column)
-        keys_DB[:, band] = keys
+        rows = signatures_DH[:, band * settings.rows : (band + 1) * settings.rows]
+        keys_DB[:, band] = mix(rows @ factors + salts_D + np.uint64(band + 1))
     return keys_DB
 
 
