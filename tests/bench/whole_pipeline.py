@@ -6,8 +6,8 @@ Both read the archives given, some times over under other names, so that near-du
 few. Ours: Raw (as by default), Clean with the published thresholds, Dedup, Safe, High-Quality
 without models. datatrove: URL filter, trafilatura as in its own recipe of FineWeb, the rules of
 Gopher, C4 and FineWeb, MinHash in four steps with 16 bands of 8 rows, masking of personal data,
-JSON Lines; its language filter is left out, as it downloads its model. Seconds are of processor time, of
-the process and its children, without imports. Runs alternate. Asserts nothing.
+JSON Lines; its language filter is left out, as it downloads its model. Seconds are of processor
+time, of the process and its children, without imports. Runs alternate. Asserts nothing.
 """
 
 import argparse
