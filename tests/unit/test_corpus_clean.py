@@ -81,7 +81,7 @@ CASES = {
     "stop_words": (["min_stop_words"], "the cat of", "the cat, the"),
     "lorem_ipsum": ([], "lorem and ipsum", "Lorem ipsum dolor"),
     "curly_brackets": (["keep_curly_brackets"], "f(x) }", "f(x) {"),
-    "sentences": (["min_sentences"], "One. Two! Three?", "One. Two! 3.5 three"),
+    "sentences": (["min_sentences"], "One. Two! Three?", "One. Two!\n3.5 x"),
     "bullet_lines": (
         ["max_bullet_lines"],
         lines(*["- x"] * 9, "x"),

@@ -118,6 +118,36 @@ def test_agreement_of_signatures_estimates_similarity_without_bias(texts):
     assert np.mean(chance) < 0.001
 
 
+def test_bands_find_pairs_as_often_as_the_s_curve_says():
+    """A pair at Jaccard J agrees in some of b bands of r rows with 1 - (1 - J^r)^b."""
+    rng = random.Random(21)
+    settings = dataclasses.replace(SETTINGS, bands=16, rows=8, min_jaccard=0.0)
+    for num_apart in (4, 12, 24):
+        texts, likenesses = [], []
+        for _ in range(200):
+            source = text_of(rng, 200).split()
+            other = list(source)
+            for place in range(5, 5 + 8 * num_apart, 8):  # far apart: five shingles each
+                other[place] = "other"
+            texts += [" ".join(source), " ".join(other)]
+            first, second = (shingles_of(text) for text in texts[-2:])
+            likenesses.append(len(first & second) / len(first | second))
+        pairs = candidate_pairs(minhash_signatures(texts, settings), settings)
+        found = sum(second == first + 1 and first % 2 == 0 for first, second in pairs.tolist())
+        chances = 1 - (1 - np.array(likenesses) ** 8) ** 16
+        spread = np.sqrt((chances * (1 - chances)).sum())
+        assert abs(found - chances.sum()) < 4 * spread + 1
+
+
+def test_pairs_that_cannot_be_alike_are_no_candidates(texts):
+    loose = dataclasses.replace(SETTINGS, min_jaccard=0.0)
+    signatures = minhash_signatures(texts, SETTINGS)
+    every = set(map(tuple, candidate_pairs(signatures, loose).tolist()))
+    likely = set(map(tuple, candidate_pairs(signatures, SETTINGS).tolist()))
+    assert likely < every
+    assert not (every - likely) & exact_pairs(texts, 0.7)
+
+
 def test_signatures_do_not_depend_on_the_batch(texts):
     together = minhash_signatures(texts, SETTINGS)
     alone = np.concatenate([minhash_signatures([text], SETTINGS) for text in texts])
@@ -170,6 +200,21 @@ def test_case_and_punctuation_make_no_difference_but_letters_of_any_script_do():
     goes = find(texts)
     assert goes.exact.tolist() == [False, True, False, False, False]
     assert goes.near[4]
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("ΟΔΥΣΣΕΥΣ ΚΑΙ ΚΙΡΚΗ", "οδυσσευς και κιρκη"),
+        ("ÉTÉ À LA MER", "été; à la mer"),
+        ("\U00010400 one", "\U00010428 one"),  # Deseret
+        ("\U00020000 \U0001f600 two", "\U00020000\u2014two"),  # an ideograph, a face
+    ],
+)
+def test_letters_of_all_planes_lose_their_case_and_signs_part_words(pair):
+    one, other = (shingle_hashes([text + " and more words"], SETTINGS)[0] for text in pair)
+    np.testing.assert_array_equal(one, other)
+    assert shingle_hashes(["\ud800 a b c d e"], SETTINGS)[1][1] == 1
 
 
 def test_the_newest_copy_stays_then_the_lowest_id():

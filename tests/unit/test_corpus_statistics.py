@@ -34,12 +34,11 @@ def plain_statistics(text):
         "newlines_per_word": share(text.count("\n"), len(words)),
         "alphabetic_words": share(sum(any(c.isalpha() for c in w) for w in words), len(words)),
         "num_stop_words": sum(stop in words for stop in STOP_WORDS),
-        "num_sentences": len(re.findall(r"[.!?](?=[\"')\]]?(?:\s|$))", text)),
+        "num_sentences": len(re.findall(r"[.!?](?=[\"')\]]?(?:\s|$))", text))
+        + sum(len(line.split()) >= 3 and not re.search(r"[.!?][\"')\]]?$", line) for line in lines),
         "bullet_lines": share(sum(line[0] in "-*" for line in lines), len(lines)),
         "ellipsis_lines": share(sum(line.endswith("...") for line in lines), len(lines)),
-        "terminal_lines": share(
-            sum(line[-1] in ".!?\"'" and not line.endswith("...") for line in lines), len(lines)
-        ),
+        "terminal_lines": share(sum(line[-1] in ".!?" for line in lines), len(lines)),
         "short_lines": share(sum(len(line) <= 30 for line in lines), len(lines)),
         "digit_chars": share(sum(c in "0123456789" for c in text), len(text)),
         "space_chars": share(sum(c in " \n" for c in text), len(text)),

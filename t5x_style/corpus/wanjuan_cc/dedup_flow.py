@@ -33,12 +33,11 @@ from t5x_style.corpus.wanjuan_cc.dedup import (
     band_keys,
     bucket_pairs,
     components,
+    digests_and_signatures,
     evidence,
     has_shingles,
-    minhash_signatures,
     scope_salts,
     string_chunks,
-    text_digests,
 )
 
 _SHARD_BITS = np.uint64(32)
@@ -177,10 +176,10 @@ def _keys(source: Source, settings: DedupSettings, dumps: Sequence[str]) -> pa.T
         start = 0
         for texts in string_chunks(batch["text"].to_pylist()):
             salts_of_chunk = salts[start : start + len(texts)]
-            signatures = minhash_signatures(texts, settings)
+            of_chunk, signatures = digests_and_signatures(texts, salts_of_chunk, settings)
+            digests.append(of_chunk)
             keys.append(band_keys(signatures, settings, salts_of_chunk))
             full.append(has_shingles(signatures))
-            digests.append(text_digests(texts, salts_of_chunk))
             start += len(texts)
         digests_D2 = np.concatenate(digests)
         tables.append(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from t5x_style.corpus.documents import TEXT_SCHEMA, document_id
+from t5x_style.corpus.html_content import main_content
 from t5x_style.corpus.html_scan import (
     MARK_SIGNS,
     RefusedPage,
@@ -32,7 +33,8 @@ class RawSettings:
     """What text is taken from a page.
 
     Attributes:
-      extractor: "resiliparse" (fast) or "trafilatura" (the paper's, several times slower).
+      extractor: "blocks" (our own, `html_content`), "resiliparse" (three times as fast, keeps more
+        of what stands around the content) or "trafilatura" (the paper's, several times slower).
       languages: ISO 639-1 codes to keep.
       min_language_score: least confidence of the language identifier.
       language_chars: characters of prose that it looks at.
@@ -40,7 +42,7 @@ class RawSettings:
       scan: caps on the HTML source.
     """
 
-    extractor: str = "resiliparse"
+    extractor: str = "blocks"
     languages: tuple[str, ...] = ("en",)
     min_language_score: float = 0.65
     language_chars: int = 2000
@@ -234,6 +236,7 @@ def _trafilatura(source: str) -> str:
 
 
 EXTRACTORS: dict[str, Callable[[str], str]] = {
+    "blocks": main_content,
     "resiliparse": _resiliparse,
     "trafilatura": _trafilatura,
 }

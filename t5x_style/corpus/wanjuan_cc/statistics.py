@@ -6,6 +6,8 @@ One definition of each statistic, for all rules:
   not count as a word.
 - A line is what stands between newlines, without surrounding spaces; empty ones do not count. A
   paragraph is a run of lines without an empty one between.
+- A sentence ends with its mark; a line of three words or more that ends without one is a sentence
+  too. A terminal line ends with such a mark, an ellipsis included, a quotation mark not.
 - Characters are code points. Shares of characters are of all characters of words, so that layout
   does not matter, except where "of all" is said.
 - The share of duplicated n-grams (arXiv 2112.11446, appendix A.1) is that of the words covered by
@@ -27,6 +29,7 @@ TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 SHORT_LINE_CHARS = 30
+LINE_WORDS_OF_SENTENCE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,6 @@ _CLASSES = {
     "character": (_BYTES < 128) | (_BYTES >= 192),  # its first byte
     "hash sign": _bytes_in(b"#"),
     "sentence mark": _bytes_in(b".!?"),
-    "terminal mark": _bytes_in(b".!?\"'"),
     "closing sign": _bytes_in(b"\"')]"),
     "bullet": _bytes_in(b"-*"),
 }
@@ -207,7 +209,6 @@ def _word_statistics(buffer: TextBuffer, sums: _Sums) -> dict[str, np.ndarray]:
         "ellipses_per_word": _share(_num_ellipses(buffer), num_words),
         "alphabetic_words": _share(_by_text(has_letter_W, bounds), num_words),
         "num_stop_words": num_stop_words,
-        "num_sentences": _num_sentences(buffer),
         "top_ngram_chars": top,
         "duplicate_ngram_chars": duplicate,
     }
@@ -226,14 +227,28 @@ def _stop_word_hashes() -> np.ndarray:
     return buffer.span_hashes(buffer.starts_D, buffer.ends_D)
 
 
-def _num_sentences(buffer: TextBuffer) -> np.ndarray:
-    """Counts marks that end a sentence: followed by space, or by a closing sign and space."""
+def _num_sentences(
+    buffer: TextBuffer, starts_L: np.ndarray, ends_L: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
+    """Counts marks that end a sentence (followed by space, or by a closing sign and space).
+
+    A line of some words that ends without one is a sentence too, as in C4.
+    """
     text = np.concatenate([buffer.bytes_B, np.frombuffer(b"\n\n", np.uint8)])
     is_space, is_closing = _CLASSES["space"], _CLASSES["closing sign"]
     marks = _CLASSES["sentence mark"][text[:-2]]
-    ends = is_space[text[1:-1]] | (is_closing[text[1:-1]] & is_space[text[2:]])
-    total = _cumulate(marks & ends)
-    return total[buffer.ends_D] - total[buffer.starts_D]
+    ends = marks & (is_space[text[1:-1]] | (is_closing[text[1:-1]] & is_space[text[2:]]))
+    opens = ~is_space[text[:-2]]
+    opens[1:] &= is_space[text[:-3]]
+    num_words = _cumulate(opens)
+    has_words_L = num_words[ends_L] - num_words[starts_L] >= LINE_WORDS_OF_SENTENCE
+    is_closed_L = ends[ends_L - 1] | (
+        is_closing[text[ends_L - 1]] & ends[np.maximum(ends_L - 2, 0)]
+    )
+    total = _cumulate(ends)
+    return (
+        total[buffer.ends_D] - total[buffer.starts_D] + _by_text(has_words_L & ~is_closed_L, bounds)
+    )
 
 
 def _ngram_shares(
@@ -318,12 +333,11 @@ def _line_statistics(
     bullet_L = _CLASSES["bullet"][buffer.bytes_B[starts_L]]
     num_newlines = np.diff(buffer.bounds(newlines))
     columns = {
+        "num_sentences": _num_sentences(buffer, starts_L, ends_L, bounds),
         "newlines_per_word": _share(np.maximum(num_newlines - 1, 0), num_words),
         "bullet_lines": _share(_by_text(bullet_L, bounds), num_lines),
         "ellipsis_lines": _share(_by_text(ends_dotted_L, bounds), num_lines),
-        "terminal_lines": _share(
-            _by_text(_CLASSES["terminal mark"][last_L] & ~ends_dotted_L, bounds), num_lines
-        ),
+        "terminal_lines": _share(_by_text(_CLASSES["sentence mark"][last_L], bounds), num_lines),
         "short_lines": _share(_by_text(chars_L <= SHORT_LINE_CHARS, bounds), num_lines),
     }
     repeated, chars = _repeats(buffer, starts_L, ends_L, text_of_L, chars_L, bounds)
