@@ -247,7 +247,8 @@ def _sharegpt(conversations: Any) -> Conversation:
         text = _text(message.get("value", message.get("content")))
         if role == "call":
             # Beside the answer that it ends, where there is one.
-            tool = message.get("name") if message.get("name") in TOOLS else "plugin"
+            name = message.get("name")
+            tool = str(name) if name in TOOLS else "plugin"
             before = turns.pop() if turns and turns[-1].role == "assistant" else None
             content, calls = (before.content, before.calls) if before else ("", ())
             turns.append(Turn("assistant", content, calls=(*calls, Call(tool, text))))
