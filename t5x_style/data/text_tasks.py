@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,11 @@ def task_files(task: TextTask, documents: str | os.PathLike[str] | None) -> dict
             )
         train = shard_paths(documents)
     else:
-        train = _expand(task.train_files, f"task {task.name}: TextTask.train_files")
+        train = matching_files(task.train_files, _KINDS, f"task {task.name}: TextTask.train_files")
     validation = train
     if task.validation_files is not None:
-        validation = _expand(task.validation_files, f"task {task.name}: TextTask.validation_files")
+        setting = f"task {task.name}: TextTask.validation_files"
+        validation = matching_files(task.validation_files, _KINDS, setting)
     for path in dict.fromkeys([*train, *validation]):
         if _kind(path) == ".parquet":
             _check_columns(task, path)
@@ -179,12 +180,12 @@ def _records(task: TextTask, path: Path) -> Iterator[Record | str]:
     if kind == ".parquet":
         yield from _parquet_records(task, path)
     elif kind == ".jsonl":
-        with _open(path) as file:
+        with open_bytes(path) as file:
             for line in file:
                 if line.strip():
                     yield _json_record(line)
     else:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             try:
                 text = file.read().decode("utf-8-sig")
             except UnicodeDecodeError:
@@ -226,14 +227,32 @@ _KINDS = {".parquet": ".parquet", ".jsonl": ".jsonl", ".ndjson": ".jsonl", ".txt
 
 
 def _kind(path: Path) -> str:
-    return _KINDS[Path(path.stem).suffix if path.suffix == ".gz" else path.suffix]
+    return _KINDS[kind_of(path)]
 
 
-def _open(path: Path) -> Any:
+def kind_of(path: Path) -> str:
+    """Returns the suffix of a file, that before .gz of a compressed one."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def open_bytes(path: Path) -> Any:
+    """Opens a file, which may be compressed by gzip, to read its bytes."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
-def _expand(patterns: str | Sequence[str], setting: str) -> list[Path]:
+def matching_files(
+    patterns: str | Sequence[str], kinds: Collection[str], setting: str
+) -> list[Path]:
+    """Returns the files that patterns name, those of each pattern in order.
+
+    Args:
+      patterns: paths or glob patterns, ** included.
+      kinds: suffixes that are read; each may have .gz after it.
+      setting: the gin name of what names them, for errors.
+
+    Raises:
+      ValueError: a pattern matches no file, or a file is of another kind.
+    """
     paths: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
@@ -241,10 +260,8 @@ def _expand(patterns: str | Sequence[str], setting: str) -> list[Path]:
             raise ValueError(f"{setting} = {pattern!r} matches no file")
         paths.extend(Path(path) for path in found)
     for path in paths:
-        try:
-            _kind(path)
-        except KeyError:
+        if kind_of(path) not in kinds:
             raise ValueError(
-                f"{setting}: {path} is none of {', '.join(_KINDS)} (or one of these with .gz)"
-            ) from None
+                f"{setting}: {path} is none of {', '.join(kinds)} (or one of these with .gz)"
+            )
     return paths
