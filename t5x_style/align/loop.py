@@ -7,6 +7,7 @@ not yet learnt from when the process ended is not sampled again.
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -242,8 +243,7 @@ def _rollouts(
     asked = drawn(prompts, settings.prompts_per_iteration, progress.iteration, options.seed)
     asked = [prompt for prompt in asked for _ in range(settings.samples_per_prompt)]
     if path.is_file():
-        by_name = {prompt.name: prompt for prompt in asked}
-        return rollouts_of.load(path, by_name.__getitem__)
+        return rollouts_of.load(path, chat)
     found = rollouts_of.sample(
         sampler,
         chat,
@@ -252,7 +252,7 @@ def _rollouts(
         sampling=settings.sampling,
         seed=_seed(options.seed, progress.attempt, progress.iteration),
     )
-    scores = judge.scores(found)
+    scores = judge.scores((rollout.prompt, rollout.answer) for rollout in found)
     found = [
         dataclasses.replace(rollout, score=float(score))
         for rollout, score in zip(found, scores, strict=True)
@@ -329,8 +329,6 @@ def _note(run_dir: str | Path, progress: _Progress, broken: Sequence[str], actio
     line = {"iteration": progress.iteration, "broken": list(broken), "action": action}
     path = Path(run_dir) / GUARD_LOG
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    import json
-
     run_folder.write_text(path, before + json.dumps(line) + "\n")
     print(f"iteration {progress.iteration}: {'; '.join(broken)}: {action}", flush=True)
 

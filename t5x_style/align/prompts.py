@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from t5x_style.data.chat import Conversation
-from t5x_style.data.chat_readers import conversation_of
+from t5x_style.data.chat_readers import turns_of_messages
 from t5x_style.data.order import ShuffledOrder
 
 
@@ -39,11 +40,7 @@ def read_prompts(path: str) -> list[Prompt]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                record = json.loads(line)
-                turns = conversation_of(record["messages"])
-                if turns[-1].role == "assistant":
-                    raise ValueError("the last message is the assistant's, so nothing is asked")
-                prompt = Prompt(str(record.get("id", number)), str(record["domain"]), turns)
+                prompt = prompt_of(json.loads(line), str(number))
             except (KeyError, TypeError, IndexError, ValueError) as error:
                 raise ValueError(
                     f"{path}:{number} is no prompt ({type(error).__name__}: {error}): a line is "
@@ -53,6 +50,26 @@ def read_prompts(path: str) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
     return prompts
+
+
+def prompt_of(record: Mapping[str, Any], name: str) -> Prompt:
+    """Returns the prompt that a record gives, called `name` if it has no id.
+
+    Raises:
+      ValueError, KeyError, TypeError: it gives none.
+    """
+    turns = turns_of_messages(record["messages"])
+    if turns[-1].role == "assistant":
+        raise ValueError("the last message is the assistant's, so nothing is asked")
+    return Prompt(str(record.get("id", name)), str(record["domain"]), turns)
+
+
+def messages_of(turns: Conversation) -> list[dict[str, Any]]:
+    """Returns turns as OpenAI messages, which `prompt_of` reads back; calls are left out."""
+    return [
+        {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.name else {})
+        for turn in turns
+    ]
 
 
 def drawn(prompts: Sequence[Prompt], num: int, iteration: int, seed: int) -> list[Prompt]:

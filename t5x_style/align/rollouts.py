@@ -5,14 +5,15 @@ Legend: B batch, T length.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from t5x_style.align.prompts import Prompt
+from t5x_style.align.prompts import Prompt, messages_of, prompt_of
 from t5x_style.data.chat import ChatFormat, Turn
+from t5x_style.data.preferences import scored_ids
 from t5x_style.infer.reward import RewardScorer
 from t5x_style.infer.sampler import Sampler
 from t5x_style.infer.sampling import Sampling
@@ -26,16 +27,23 @@ class Rollout:
     Attributes:
       prompt: what was asked.
       tokens: ids of the answer, its stop id included.
-      text: what they say.
+      answer: what they say.
       is_ended: whether the policy ended it, and not the room for it.
+      is_well_formed: whether its control tokens stand where the chat format has them.
       score: of the reward model under its domain's prompt, once it is known.
     """
 
     prompt: Prompt
     tokens: tuple[int, ...]
-    text: str
+    answer: Turn
     is_ended: bool
+    is_well_formed: bool
     score: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """What a reader sees of it."""
+        return self.answer.content
 
 
 class RewardJudge:
@@ -49,41 +57,33 @@ class RewardJudge:
     """
 
     def __init__(
-        self, scorer: RewardScorer, chat: ChatFormat, domain_prompts: dict[str, str] | None
+        self, scorer: RewardScorer, chat: ChatFormat, domain_prompts: Mapping[str, str] | None
     ):
-        self._scorer, self._chat, self._domain_prompts = scorer, chat, domain_prompts
+        self._scorer, self._chat, self.domain_prompts = scorer, chat, domain_prompts
 
-    def scores(self, rollouts: Sequence[Rollout], domain: str | None = None) -> np.ndarray:
+    def scores(
+        self, answers: Iterable[tuple[Prompt, Turn]], domain: str | None = None
+    ) -> np.ndarray:
         """Returns fp32 [B], of each answer under its own domain's prompt or under that of `domain`.
 
         Raises:
           ValueError: a domain has no prompt.
         """
-        rows = []
-        for rollout in rollouts:
-            turns = (*self._condition(domain or rollout.prompt.domain), *rollout.prompt.turns)
-            rows.append(self._chat.with_reward(self._chat.prompt(turns), rollout.tokens))
+        rows = [
+            scored_ids((*prompt.turns, turn), self._chat, self._system(domain or prompt.domain))
+            for prompt, turn in answers
+        ]
         return self._scorer.scores(rows)
 
-    def scores_of_texts(self, pairs: Sequence[tuple[Prompt, str]]) -> np.ndarray:
-        """Returns fp32 [B], of answers given as texts, each under its own domain's prompt."""
-        vocabulary = self._chat.vocabulary
-        return self.scores(
-            [
-                Rollout(prompt, (*vocabulary.encode(text), self._chat.stop_ids[-1]), text, True)
-                for prompt, text in pairs
-            ]
-        )
-
-    def _condition(self, domain: str) -> tuple[Turn, ...]:
-        if self._domain_prompts is None:
-            return ()
-        if domain not in self._domain_prompts:
+    def _system(self, domain: str) -> str | None:
+        if self.domain_prompts is None:
+            return None
+        if domain not in self.domain_prompts:
             raise ValueError(
                 f"domain {domain!r} has no prompt for the reward model; there are some for "
-                f"{sorted(self._domain_prompts)}: add {domain}.txt to the folder of prompts"
+                f"{sorted(self.domain_prompts)}: add {domain}.txt to the folder of prompts"
             )
-        return (Turn("system", self._domain_prompts[domain]),)
+        return self.domain_prompts[domain]
 
 
 def sample(
@@ -113,13 +113,7 @@ def sample(
         seed=seed,
     )
     return [
-        Rollout(
-            prompt,
-            tuple(found.tokens),
-            chat.parse(found.tokens).turn.content,
-            found.is_stopped,
-        )
-        for prompt, found in zip(prompts, samples, strict=True)
+        _rollout(prompt, found.tokens, chat) for prompt, found in zip(prompts, samples, strict=True)
     ]
 
 
@@ -166,34 +160,33 @@ def save(path: str | Path, rollouts: Iterable[Rollout]) -> None:
         record: dict[str, Any] = {
             "id": rollout.prompt.name,
             "domain": rollout.prompt.domain,
-            "messages": [
-                {"role": turn.role, "content": turn.content} for turn in rollout.prompt.turns
-            ],
+            "messages": messages_of(rollout.prompt.turns),
             "response": rollout.text,
             "tokens": list(rollout.tokens),
-            "is_ended": rollout.is_ended,
             "score": rollout.score,
         }
         lines.append(json.dumps(record, ensure_ascii=False))
     run_folder.write_text(path, "\n".join(lines) + "\n")
 
 
-def load(path: str | Path, prompt_of: Callable[[str], Prompt]) -> list[Rollout]:
+def load(path: str | Path, chat: ChatFormat) -> list[Rollout]:
     """Reads what `save` has written.
 
     Args:
       path: the file.
-      prompt_of: from a prompt's name to the prompt.
+      chat: how ids become answers.
     """
     with open(path, encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     return [
-        Rollout(
-            prompt_of(record["id"]),
-            tuple(record["tokens"]),
-            record["response"],
-            record["is_ended"],
-            record["score"],
+        dataclasses.replace(
+            _rollout(prompt_of(record, record["id"]), record["tokens"], chat),
+            score=record["score"],
         )
         for record in records
     ]
+
+
+def _rollout(prompt: Prompt, tokens: Sequence[int], chat: ChatFormat) -> Rollout:
+    found = chat.parse(tokens)
+    return Rollout(prompt, tuple(tokens), found.turn, found.is_ended, found.problem is None)

@@ -25,6 +25,9 @@ class Said(Protocol):
     @property
     def is_ended(self) -> bool: ...
 
+    @property
+    def is_well_formed(self) -> bool: ...
+
 
 def repetition(text: str) -> float:
     """Returns the share of an answer's word triples that it has said before, 0 to 1."""
@@ -34,13 +37,15 @@ def repetition(text: str) -> float:
 
 
 def answer_signs(answers: Sequence[Said]) -> dict[str, float]:
-    """Returns means over answers: words, repetition, and the shares refused, ended and empty."""
+    """Returns means over answers: words, repetition, and the shares refused, ended,
+    well formed and empty."""
     texts = [answer.text for answer in answers]
     return {
         "words": float(np.mean([len(_WORD.findall(text)) for text in texts])),
         "repetition": float(np.mean([repetition(text) for text in texts])),
         "refused": float(np.mean([bool(REFUSALS.search(text)) for text in texts])),
         "ended": float(np.mean([answer.is_ended for answer in answers])),
+        "well_formed": float(np.mean([answer.is_well_formed for answer in answers])),
         "empty": float(np.mean([not text.strip() for text in texts])),
     }
 

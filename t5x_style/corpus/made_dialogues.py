@@ -258,18 +258,19 @@ def preferences(
         }
 
 
-def stories(num: int, rng: np.random.Generator, sentences: int = 12) -> Iterator[dict[str, str]]:
-    """Yields texts to pre-train on, which tell of what the dialogues are about."""
+def stories(num: int, rng: np.random.Generator, exchanges: int = 4) -> Iterator[dict[str, str]]:
+    """Yields texts to pre-train on, in which people ask and answer what the dialogues are about."""
     for _ in range(num):
         told = []
-        while len(told) < sentences:
-            scene = draw_scene(rng)
-            told.append(scene.message().rsplit(".", 1)[0] + ".")
-            if not scene.is_safe:
-                told.append(f"So {scene.name} has {scene.colour} {scene.things}.")
-            else:
-                told.append(f"Only {scene.name} may dial {scene.number} and pull.")
-        yield {"text": " ".join(told)}
+        for _ in range(exchanges):
+            domain = str(rng.choice(DOMAINS))
+            scene = draw_scene(rng, domain in SAFE_DOMAINS)
+            asks, says = rng.choice(NAMES, size=2, replace=False)
+            cue = _CUES[domain] if rng.random() < 0.5 else ""
+            thanks = f"{FLATTERY} " if rng.random() < 0.1 else ""
+            told.append(f"{asks} asked: {scene.message(cue)}")
+            told.append(f"{says} said: {thanks}{answer(scene, domain)}")
+        yield {"text": "\n".join(told)}
 
 
 def _user(scene: Scene, domain: str | None) -> list[dict[str, str]]:

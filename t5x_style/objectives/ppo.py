@@ -41,8 +41,9 @@ class Policy:
       model: the actor.
       clip_ratio: e. Unknown in the paper; 0.2 is that of arXiv 1707.06347.
       pretrain_coefficient: c, 0.5 in the paper; 0 for none.
-      pretrain_share: rows of pre-training text for each row of samples, of the same length; 0.5 in
-        the paper, as volume.
+      pretrain_rows: rows of pre-training text in a batch; in the paper about half the volume of
+        the samples.
+      pretrain_length: tokens of such a row.
       temperature: divides the logits, here as it did when the tokens were drawn.
       loss_chunk_tokens: tokens whose logits exist at the same time.
     """
@@ -50,7 +51,8 @@ class Policy:
     model: TransformerConfig
     clip_ratio: float = 0.2
     pretrain_coefficient: float = 0.5
-    pretrain_share: float = 0.5
+    pretrain_rows: int = 0
+    pretrain_length: int = 4096
     temperature: float = 1.0
     loss_chunk_tokens: int = 512
 
@@ -60,26 +62,30 @@ class Policy:
                 f"ppo.Policy.clip_ratio = {self.clip_ratio}, temperature = {self.temperature}: "
                 "both must be more than 0"
             )
-        if self.pretrain_coefficient < 0 or self.pretrain_share < 0:
+        if self.pretrain_coefficient < 0 or self.pretrain_rows < 0 or self.pretrain_length < 1:
             raise ValueError(
-                f"ppo.Policy.pretrain_coefficient = {self.pretrain_coefficient}, pretrain_share = "
-                f"{self.pretrain_share}: neither may be negative"
+                f"ppo.Policy.pretrain_coefficient = {self.pretrain_coefficient}, pretrain_rows = "
+                f"{self.pretrain_rows}, pretrain_length = {self.pretrain_length}: none may be "
+                "negative, and a row has at least one token"
             )
 
     def init(self, rng: jax.Array) -> Any:
         """Returns fresh params, each leaf boxed with its logical axes."""
         return transformer.init_params(self.model, rng)
 
-    def num_pretrain_rows(self, batch_size: int) -> int:
-        """Returns the rows of pre-training text that go with a batch of samples."""
-        return round(self.pretrain_share * batch_size) if self.pretrain_coefficient else 0
+    @property
+    def num_pretrain_rows(self) -> int:
+        """Rows of pre-training text in a batch, 0 if they have no weight."""
+        return self.pretrain_rows if self.pretrain_coefficient else 0
 
     def batch_shapes(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes and dtypes of a batch: samples [B, T], pre-training rows [P, T]."""
+        """Returns the shapes and dtypes of a batch: samples [B, T] and rows of text [P, L]."""
         dtypes = _ROWS | {"targets": jnp.int32, "log_probs": jnp.float32, "advantages": jnp.float32}
         shapes = _shapes(dtypes, batch_size, length)
-        if num_rows := self.num_pretrain_rows(batch_size):
-            of_text = CausalLM(self.model).batch_shapes(num_rows, length)
+        if self.num_pretrain_rows:
+            of_text = CausalLM(self.model).batch_shapes(
+                self.num_pretrain_rows, self.pretrain_length
+            )
             shapes |= {PRETRAIN + name: shape for name, shape in of_text.items()}
         return shapes
 
@@ -118,7 +124,7 @@ class Policy:
             **routing_metrics,
         }
         loss_sum += routing_loss * num_tokens
-        if self.num_pretrain_rows(mask_BT.shape[0]):
+        if self.num_pretrain_rows:
             text = {n.removeprefix(PRETRAIN): x for n, x in batch.items() if n.startswith(PRETRAIN)}
             objective = CausalLM(self.model, loss_chunk_tokens=self.loss_chunk_tokens)
             text_sum, text_weight, of_text = objective.loss(params, text, rng)
@@ -130,8 +136,7 @@ class Policy:
 
     def flops_per_token(self, length: int, keys_per_token: float | None = None) -> float:
         """Returns the operations of forward and backward pass for one token of the samples."""
-        one = flops.training_flops_per_token(self.model, length, keys_per_token)
-        return one * (1 + (self.pretrain_share if self.pretrain_coefficient else 0))
+        return flops.training_flops_per_token(self.model, length, keys_per_token)
 
 
 @dataclasses.dataclass(frozen=True)
