@@ -4,7 +4,9 @@ The chat format is `chat`'s affair, the forms of files `chat_readers`'; `run.cha
 the token stores.
 """
 
+import contextlib
 import dataclasses
+import glob
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from t5x_style.config.paths import find_data
 from t5x_style.corpus.documents import document_id, split_of
 from t5x_style.data.chat import ChatFormat, Conversation
 from t5x_style.data.chat_readers import KINDS, Dropped, read_conversations
@@ -28,7 +31,7 @@ class ChatTask:
     Attributes:
       name: name of the task and of its folder: letters, digits and _.
       train_files: path, glob pattern (** included) or several of them; of the kinds that
-        `chat_readers` reads.
+        `chat_readers` reads. A path that is not there may be one of this project's `data/`.
       validation_files: the same for held-out conversations; if None, `validation_share` of the
         others is held out by a hash of their turns.
       validation_share: share held out so; a record whose own `split` says "train" or
@@ -84,10 +87,11 @@ def chat_files(task: ChatTask) -> dict[str, list[Path]]:
       ValueError: a pattern matches no file, or a file is of a kind that is not read.
     """
     about = f"task {task.name}: ChatTask"
-    train = matching_files(task.train_files, KINDS, f"{about}.train_files")
+    train = matching_files(_placed(task.train_files), KINDS, f"{about}.train_files")
     if task.validation_files is None:
         return {"train": train, "validation": train}
-    validation = matching_files(task.validation_files, KINDS, f"{about}.validation_files")
+    held_out = _placed(task.validation_files)
+    validation = matching_files(held_out, KINDS, f"{about}.validation_files")
     return {"train": train, "validation": validation}
 
 
@@ -128,6 +132,17 @@ def chat_examples(
             continue
         stop = int(fitting[-1])
         yield ChatExample(rendered.ids[:stop], rendered.is_target[:stop], is_cut)
+
+
+def _placed(patterns: str | Sequence[str]) -> list[str]:
+    """Returns patterns with what names a file of the project's own where that lies."""
+    placed = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern.startswith("data/") and not glob.glob(pattern, recursive=True):
+            with contextlib.suppress(ValueError):
+                pattern = str(find_data(pattern))
+        placed.append(pattern)
+    return placed
 
 
 def _identity(turns: Conversation) -> str:

@@ -135,7 +135,7 @@ def test_the_verb_writes_stores_with_masks_once(stores, vocabulary, chat, capsys
 def test_only_answers_weigh_in_packed_rows(stores, chat):
     store = TokenStore.open(stores / "tasks" / "talk" / "train")
     learnt = []
-    for batch in validation_batches(str(store.folder), length=64, batch_size=2):
+    for batch in validation_batches(str(store.folder), length=128, batch_size=2):
         assert ((batch["loss_weights"] > 0) <= (batch["segment_ids"] > 0)).all()
         assert batch["segment_ids"].max() > 1
         learnt += batch["targets"][batch["loss_weights"] > 0].tolist()
