@@ -8,8 +8,8 @@ so their fingerprint goes with a run.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from t5x_style.config.paths import find_data, shown
 
@@ -28,7 +28,7 @@ class DomainPrompts(Mapping[str, str]):
         self._texts, self.source = dict(sorted(texts.items())), source
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str] = DEFAULT) -> "DomainPrompts":
+    def load(cls, folder: str | Path = DEFAULT) -> "DomainPrompts":
         """Reads DOMAIN.txt of each domain from a folder, or from one of that name in `data/`.
 
         Raises:

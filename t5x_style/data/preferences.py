@@ -1,26 +1,23 @@
-"""Preferences between responses to one prompt: from JSON lines to the ids that a reward model reads.
+"""Preferences between responses to one prompt: JSON lines to the ids that a reward model reads.
 
 A line is `{"domain": "helpful", "messages": [...], "responses": [{"content": "...", "rank": 0},
-...]}` with messages in the form {"role", "content", "name"?} up to the turn that is answered. Rank
-0 is best; equal ranks are not compared. How a conversation becomes ids is handed in (`data.chat`
-has it); batches are made in `preference_batches`.
+...]}` with messages in the OpenAI form (`chat_readers.turns_of_messages`) up to the turn that is
+answered. Rank 0 is best; equal ranks are not compared. Batches are made in `preference_batches`.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from t5x_style.data.chat import ChatFormat, Conversation, Turn
+from t5x_style.data.chat_readers import turns_of_messages
 from t5x_style.data.domain_prompts import DomainPrompts
-
-Message = Mapping[str, str]
-# From a conversation to its ids.
-Render = Callable[[Sequence[Message]], Sequence[int]]
 
 _LIKE = (
     '{"domain": "helpful", "messages": [{"role": "user", "content": "..."}], "responses": '
@@ -43,13 +40,13 @@ class Preference:
 
     Attributes:
       domain: which of the prompts in `data.domain_prompts` says what is preferred.
-      messages: the conversation up to the turn that is answered.
+      turns: the conversation up to the turn that is answered.
       responses: at least two.
       id: of the record; None if it has none.
     """
 
     domain: str
-    messages: tuple[Message, ...]
+    turns: Conversation
     responses: tuple[Response, ...]
     id: str | None = None
 
@@ -97,55 +94,47 @@ def read_preferences(
 
 def _preference(record: Mapping[str, Any]) -> Preference:
     """Raises ValueError or what wrong types raise."""
-    domain, messages = record["domain"], record["messages"]
+    domain, turns = record["domain"], turns_of_messages(record["messages"])
     responses = tuple(Response(one["content"], one["rank"]) for one in record["responses"])
     if not isinstance(domain, str) or not domain:
         raise ValueError(f"domain = {domain!r} is no name")
-    if not messages or messages[-1]["role"] not in _ANSWERED:
+    if turns[-1].role not in _ANSWERED:
         raise ValueError(f"messages must end with a turn of one of {_ANSWERED}")
-    for message in messages:
-        names = {"role", "content", *({"name"} & set(message))}
-        if set(message) != names or not all(isinstance(message[name], str) for name in names):
-            raise ValueError("a message has a role, a content, perhaps a name, all of them text")
     if len(responses) < 2:
         raise ValueError("there must be at least two responses")
     for one in responses:
         if not isinstance(one.content, str) or type(one.rank) is not int or one.rank < 0:
             raise ValueError("a response has a content that is text and a rank of 0, 1, 2, ...")
-    return Preference(domain, tuple(messages), responses, record.get("id"))
+    return Preference(domain, turns, responses, record.get("id"))
 
 
 def divided(
     preferences: Sequence[Preference], share: float
 ) -> tuple[list[Preference], list[Preference]]:
-    """Divides preferences in two by hash of the messages, so that a prompt is on one side only.
+    """Divides preferences in two by hash of the prompt, so that a prompt is on one side only.
 
     Returns:
       Those to train on, and about `share` of them to measure on.
     """
     parts: tuple[list[Preference], list[Preference]] = ([], [])
     for preference in preferences:
-        text = json.dumps(preference.messages, sort_keys=True)
-        draw = hashlib.blake2b(f"held out {text}".encode(), digest_size=8).digest()
+        draw = hashlib.blake2b(f"held out {preference.turns}".encode(), digest_size=8).digest()
         parts[int.from_bytes(draw, "little") < share * 2.0**64].append(preference)
     return parts
 
 
 def scored_ids(
-    messages: Sequence[Message], render: Render, reward_id: int, system: str | None = None
+    turns: Sequence[Turn], chat_format: ChatFormat, system: str | None = None
 ) -> list[int]:
-    """Returns the ids of a conversation as a reward model reads them.
+    """Returns the ids of a conversation as a reward model reads them, its reward id at the end.
 
     Args:
-      messages: the conversation, the answer to be judged last.
-      render: from a conversation to its ids.
-      reward_id: stands at the end, once; the score is read there.
+      turns: the conversation, the answer to be judged last.
+      chat_format: how it becomes ids.
       system: the domain's prompt, a system turn before all others; None for none.
     """
-    if system is not None:
-        messages = ({"role": "system", "content": system}, *messages)
-    ids = list(render(messages))
-    return ids if ids[-1:] == [reward_id] else [*ids, reward_id]
+    before = () if system is None else (Turn("system", system),)
+    return [*chat_format.render((*before, *turns)).ids.tolist(), chat_format.reward_id]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +182,7 @@ class EncodedPreferences:
 
 def encoded(
     preferences: Sequence[Preference],
-    render: Render,
-    reward_id: int,
+    chat_format: ChatFormat,
     *,
     prompts: Mapping[str, str] | None = None,
     max_tokens: int | None = None,
@@ -203,8 +191,7 @@ def encoded(
 
     Args:
       preferences: what was read.
-      render: from a conversation to its ids.
-      reward_id: what ends each.
+      chat_format: how a conversation becomes ids.
       prompts: system prompt by domain; None leaves them all without.
       max_tokens: longer responses are left out and counted; None for no limit.
     """
@@ -215,8 +202,8 @@ def encoded(
         system = None if prompts is None else prompts[preference.domain]
         kept = []
         for response in preference.responses:
-            answer = {"role": "assistant", "content": response.content}
-            ids = scored_ids((*preference.messages, answer), render, reward_id, system)
+            answer = Turn("assistant", response.content)
+            ids = scored_ids((*preference.turns, answer), chat_format, system)
             if max_tokens is None or len(ids) <= max_tokens:
                 kept.append((ids, response.rank))
         dropped["too_long"] += len(preference.responses) - len(kept)

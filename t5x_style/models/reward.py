@@ -41,7 +41,10 @@ class RewardModel(nn.Module):
         segment_ids_BT: jax.Array | None = None,
         order_BT: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the score at each token, [B, T] in at least fp32; arguments as `Transformer`'s."""
+        """Returns the score at each token, [B, T] in at least fp32.
+
+        The arguments are those of `Transformer`.
+        """
         hidden_BTD = Transformer(self.config, has_head=False, name="backbone")(
             tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, order_BT=order_BT
         )

@@ -30,7 +30,7 @@ class Reward:
     Attributes:
       model: the decoder.
       preference_loss: what a pair of scores costs.
-      pairs_per_row: see `data.preference_batches.BatchShape`.
+      pairs_per_row: see `data.preference_batches.BatchShape`; the mesh's seq axis must divide it.
       head_init_std: see `models.reward.RewardModel`.
     """
 
@@ -49,9 +49,8 @@ class Reward:
     def batch_shapes(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes and dtypes of a batch, as `data.preference_batches` makes it."""
         pairs = (batch_size, self.pairs_per_row)
-        shapes = dict.fromkeys(
-            ("inputs", "positions", "segment_ids"), ((batch_size, length), jnp.int32)
-        )
+        tokens = ((batch_size, length), jnp.int32)
+        shapes = dict.fromkeys(("inputs", "positions", "segment_ids"), tokens)
         shapes |= {"chosen": ((*pairs, 2), jnp.int32), "rejected": ((*pairs, 2), jnp.int32)}
         shapes |= {"pair_weights": (pairs, jnp.float32)}
         return {name: jax.ShapeDtypeStruct(*of_array) for name, of_array in shapes.items()}

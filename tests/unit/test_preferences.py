@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from t5x_style.data.chat import ChatFormat, Turn
 from t5x_style.data.domain_prompts import DomainPrompts
 from t5x_style.data.preference_batches import BatchShape, PreferenceBatches
 from t5x_style.data.preferences import divided, encoded, read_preferences, scored_ids
+from t5x_style.data.vocabulary import train_vocabulary
 
-REWARD_ID = 999
+VOCABULARY = train_vocabulary(["answer to question xxxx, why? 0 1 2 3"] * 9, 430)
+FORMAT = ChatFormat(VOCABULARY)
 
 
 def record(domain="helpful", prompt="why?", ranks=(0, 1), **changed):
@@ -21,15 +24,6 @@ def record(domain="helpful", prompt="why?", ranks=(0, 1), **changed):
 def written(path, records):
     path.write_text("\n".join(json.dumps(one) for one in records) + "\n\n")
     return path
-
-
-def render(messages):
-    """Stands in for a chat format: a mark of the role before the letters of each turn."""
-    ids = [1]
-    for message in messages:
-        ids += [{"system": 2, "user": 3, "assistant": 4}[message["role"]]]
-        ids += [10 + ord(letter) % 80 for letter in message["content"]]
-    return ids
 
 
 def many(num=60, seed=0):
@@ -45,14 +39,15 @@ def many(num=60, seed=0):
 
 def encoded_of(tmp_path, records, **options):
     read = read_preferences([written(tmp_path / "p.jsonl", records)], setting="x")
-    return encoded(read, render, REWARD_ID, **options)
+    return encoded(read, FORMAT, **options)
 
 
 def test_a_record_is_read_as_it_stands(tmp_path):
     turns = [{"role": "user", "content": "a", "name": "file"}, {"role": "user", "content": "b"}]
     path = written(tmp_path / "a.jsonl", [record(messages=turns, id="one"), record("code")])
     first, second = read_preferences([path], setting="x", prompts=DomainPrompts.load())
-    assert (first.domain, first.id, list(first.messages)) == ("helpful", "one", turns)
+    assert (first.domain, first.id) == ("helpful", "one")
+    assert first.turns == (Turn("user", "a", "file"), Turn("user", "b"))
     assert [(r.content, r.rank) for r in second.responses] == [
         ("answer 0 to why?", 0),
         ("answer 1 to why?", 1),
@@ -65,10 +60,9 @@ def test_a_record_is_read_as_it_stands(tmp_path):
         ("[1]", "is no preference"),
         ("{", "is no preference"),
         (json.dumps({"domain": "helpful"}), "lacks 'messages'"),
-        (json.dumps(record(messages=[])), "must end with a turn"),
+        (json.dumps(record(messages=[])), "messages is no list"),
         (json.dumps(record(messages=[{"role": "assistant", "content": "x"}])), "must end with"),
-        (json.dumps(record(messages=[{"role": "user", "content": 1}])), "all of them text"),
-        (json.dumps(record(messages=[{"role": "user", "content": "", "x": ""}])), "perhaps a name"),
+        (json.dumps(record(messages=[{"role": "user", "content": 1}])), "content is no text"),
         (json.dumps(record(ranks=(0,))), "at least two responses"),
         (json.dumps(record(ranks=(0, -1))), "a rank of 0, 1, 2"),
         (json.dumps(record(ranks=(0, True))), "a rank of 0, 1, 2"),
@@ -103,12 +97,12 @@ def test_prompts_are_there_for_the_domains_and_folders_are_checked(tmp_path):
 
 
 def test_the_reward_id_ends_a_text_once_and_the_prompt_begins_it():
-    messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
-    plain = render(messages)
-    assert scored_ids(messages, render, REWARD_ID) == [*plain, REWARD_ID]
-    assert scored_ids(messages, lambda m: [*render(m), REWARD_ID], REWARD_ID) == [*plain, REWARD_ID]
-    judged = scored_ids(messages, render, REWARD_ID, "c")
-    assert judged == [1, 2, *render([{"role": "user", "content": "c"}])[2:], *plain[1:], REWARD_ID]
+    turns = (Turn("user", "why?"), Turn("assistant", "answer <|reward|>"))
+    plain, judged = scored_ids(turns, FORMAT), scored_ids(turns, FORMAT, "question")
+    assert plain == [*FORMAT.render(turns).ids, FORMAT.reward_id]
+    assert judged == [*FORMAT.render((Turn("system", "question"), *turns)).ids, FORMAT.reward_id]
+    for ids in (plain, judged):
+        assert ids.count(FORMAT.reward_id) == 1
 
 
 def test_all_pairs_of_different_rank_are_compared(tmp_path):
@@ -118,13 +112,21 @@ def test_all_pairs_of_different_rank_are_compared(tmp_path):
     assert found.dropped == {"too_long": 0, "not_compared": 1}
     assert sorted(map(tuple, found.pairs(0))) == [(0, 2), (1, 0), (1, 2), (1, 3), (3, 2)]
     assert list(map(tuple, found.pairs(1))) == [(5, 4)]
-    assert found.ids(5)[-1] == REWARD_ID
-    wanted = [*records[2]["messages"], {"role": "assistant", "content": "answer 1 to why?"}]
-    assert list(found.ids(5)) == [*render(wanted), REWARD_ID]
+    wanted = (Turn("user", "why?"), Turn("assistant", "answer 1 to why?"))
+    assert list(found.ids(5)) == scored_ids(wanted, FORMAT)
+
+
+def test_each_domain_has_its_own_prompt_in_front(tmp_path):
+    prompts = {"helpful": "answer", "code": "question"}
+    found = encoded_of(tmp_path, [record(), record("code")], prompts=prompts)
+    turns = (Turn("user", "why?"), Turn("assistant", "answer 0 to why?"))
+    for response, domain in ((0, "helpful"), (2, "code")):
+        assert list(found.ids(response)) == scored_ids(turns, FORMAT, prompts[domain])
+    assert found.domains == ("helpful", "code")
 
 
 def test_long_responses_are_left_out_and_counted(tmp_path):
-    long = [{"content": "x" * n, "rank": i} for i, n in enumerate((5, 50, 6))]
+    long = [{"content": "x" * n, "rank": i} for i, n in enumerate((5, 90, 6))]
     found = encoded_of(
         tmp_path, [record(responses=long), record(responses=long[:2])], max_tokens=30
     )
@@ -138,7 +140,7 @@ def test_prompts_are_divided_by_their_messages(tmp_path):
     known, test = divided(read, 0.25)
     assert len(known) + len(test) == 400
     assert 60 <= len(test) <= 140
-    assert not {p.messages[0]["content"] for p in known} & {p.messages[0]["content"] for p in test}
+    assert not {p.turns[0].content for p in known} & {p.turns[0].content for p in test}
     assert divided(read, 0.0) == (read, [])
 
 
