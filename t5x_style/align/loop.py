@@ -88,7 +88,7 @@ def fit(
     chat: ChatFormat,
     *,
     run_dir: str | Path,
-    writers: Sequence[Writer],
+    make_writers: Callable[[int], Sequence[Writer]],
     guards: Guards = Guards(),  # noqa: B008 (frozen)
     options: LoopOptions = LoopOptions(),  # noqa: B008 (frozen)
     text: BatchSource | None = None,
@@ -104,7 +104,7 @@ def fit(
       judge: the reward model.
       chat: how conversations become ids.
       run_dir: the run folder, which this process has locked.
-      writers: of metrics, one line for each iteration.
+      make_writers: from the iterations done to the writers of metrics, one line an iteration.
       guards: bounds on the metrics.
       options: see there.
       text: rows of pre-training text, if the actor's loss has a share of it.
@@ -131,7 +131,9 @@ def fit(
         progress.kl_coefficient = progress.kl_coefficient or settings.kl_coefficient
         signals = stack.enter_context(faults.StopSignals())
         injector = faults.FaultInjector()
-        sampler = _sampler(ppo, begun)
+        writers = make_writers(progress.iteration)
+        for writer in writers:
+            stack.callback(writer.close)
 
         def save() -> None:
             progress.text = None if text is None else text.state()
@@ -147,7 +149,7 @@ def fit(
             number = progress.iteration
             injector.at("iteration", number + 1)
             started = perf_counter()
-            sampler.update(begun.actor.params)
+            sampler = _sampler(ppo, begun)
             path = _samples_path(run_dir, progress)
             found = _rollouts(ppo, sampler, prompts, judge, chat, path, progress, options)
             sampled_secs = perf_counter() - started

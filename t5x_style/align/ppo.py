@@ -261,7 +261,7 @@ class PPO:
         """
         length = rows["inputs"].shape[1]
         assess, _, _ = self._compiled(length)
-        abstract = self._job(self.critic, length).train_batch
+        abstract = self._job(self.actor, length).train_batch
         given = {name: abstract[name] for name in rows}
         minibatches, sums = [], PairSums()
         per_minibatch = len(scores) // self.settings.num_minibatches
@@ -331,7 +331,7 @@ class PPO:
                 self._reference,
                 critic.settings.num_microbatches,
             )
-            place = critic.train_batch["values"].sharding
+            place = actor.train_batch["log_probs"].sharding
             with actor.in_place():
                 compiled = jax.jit(assess, out_shardings=(dict.fromkeys(_ASSESSED, place), None))
             self._programs[length] = (

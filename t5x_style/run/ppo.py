@@ -6,6 +6,7 @@ and the metrics. Called again, it goes on where its newest checkpoints stand.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def ppo(
                 "value": _plain(critic.objective),
                 "sft_run": start.identity(),
                 "critic_start": critic_start.identity(),
-                "prompts": file_digest(prompts),
+                "data": {"length": actor.length, "prompts": file_digest(prompts)},
                 "domain_prompts": None if texts is None else texts.fingerprint,
                 "text": None if text is None else text.state()["stream"],
                 "seed": [actor.seed, critic.seed, options.seed],
@@ -119,6 +120,7 @@ def ppo(
             return
         config_text = gin_files.resolved_text()
         for folder, job in ((run_dir, actor), (f"{run_dir}/{ACTOR}", actor)):
+            Path(folder).mkdir(exist_ok=True)
             run_folder.describe(
                 folder,
                 model=policy.model,
@@ -129,9 +131,6 @@ def ppo(
         value: Any = critic.objective
         run_folder.write_model(f"{run_dir}/{CRITIC}", value.model)
         judge = RewardJudge(_reward_scorer(reward_run, chat, critic), chat, texts)
-        lines = writers.make_writers(writer_names, run_dir, settings.iterations)(0)
-        for writer in lines:
-            stack.callback(writer.close)
 
         def models() -> Models:
             return loop.first_models(
@@ -150,7 +149,9 @@ def ppo(
             judge,
             chat,
             run_dir=run_dir,
-            writers=lines,
+            make_writers=functools.partial(
+                writers.make_writers, writer_names, run_dir, settings.iterations
+            ),
             guards=guards,
             options=options,
             text=text,
