@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from t5x_style.data.chat import TOOLS, Call, Conversation, Turn
-from t5x_style.data.text_tasks import kind_of, open_bytes
+from t5x_style.data.text_files import kind_of, open_bytes
 
 KINDS = (".jsonl", ".ndjson", ".json")
 

@@ -19,7 +19,8 @@ from t5x_style.config.paths import find_data
 from t5x_style.corpus.documents import document_id, split_of
 from t5x_style.data.chat import ChatFormat, Conversation
 from t5x_style.data.chat_readers import KINDS, Dropped, read_conversations
-from t5x_style.data.text_tasks import SPLITS, matching_files
+from t5x_style.data.text_files import matching_files
+from t5x_style.data.text_tasks import SPLITS
 
 TOO_LONG = ("cut", "drop")
 
