@@ -87,6 +87,7 @@ class PreferenceBatches:
         self._preferences, self._shape, self._seed = preferences, shape, seed
         self._prompts_alike = prompts_alike
         self._sizes = np.diff(preferences.bounds)
+        self._num_pairs = [len(preferences.pairs(n)) for n in range(len(preferences))]
         fitting = [n for n in range(len(preferences)) if self._placed_in(_Room(shape), n)]
         self._prompts = np.array(fitting, np.int64)
         self.dropped = {**preferences.dropped, "no_room": len(preferences) - len(fitting)}
@@ -170,10 +171,10 @@ class PreferenceBatches:
 
     def _placed_in(self, room: "_Room", prompt: int) -> bool:
         first, stop = self._preferences.prompts[prompt : prompt + 2].tolist()
-        if room.num_free < int(self._sizes[first:stop].sum()):
+        sizes = self._sizes[first:stop].tolist()
+        if room.num_free < sum(sizes):
             return False
-        num_pairs = len(self._preferences.pairs(prompt))
-        return room.place(prompt, range(first, stop), self._sizes[first:stop].tolist(), num_pairs)
+        return room.place(prompt, range(first, stop), sizes, self._num_pairs[prompt])
 
     def _written(self, room: "_Room") -> Batch:
         shape, preferences = self._shape, self._preferences

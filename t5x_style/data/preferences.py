@@ -195,7 +195,7 @@ def encoded(
       prompts: system prompt by domain; None leaves them all without.
       max_tokens: longer responses are left out and counted; None for no limit.
     """
-    pieces: list[list[int]] = []
+    pieces: list[np.ndarray] = []
     ranks: list[int] = []
     bounds, domains, dropped = [0], [], {"too_long": 0, "not_compared": 0}
     for preference in preferences:
@@ -205,7 +205,7 @@ def encoded(
             answer = Turn("assistant", response.content)
             ids = scored_ids((*preference.turns, answer), chat_format, system)
             if max_tokens is None or len(ids) <= max_tokens:
-                kept.append((ids, response.rank))
+                kept.append((np.array(ids, np.int32), response.rank))
         dropped["too_long"] += len(preference.responses) - len(kept)
         if len({rank for _, rank in kept}) < 2:
             dropped["not_compared"] += 1
@@ -217,7 +217,7 @@ def encoded(
     splits = np.zeros(len(pieces) + 1, np.int64)
     np.cumsum([len(ids) for ids in pieces], out=splits[1:])
     return EncodedPreferences(
-        tokens=np.fromiter((i for ids in pieces for i in ids), np.int32, int(splits[-1])),
+        tokens=np.concatenate([np.zeros(0, np.int32), *pieces]),
         bounds=splits,
         ranks=np.array(ranks, np.int32),
         prompts=np.array(bounds, np.int64),
