@@ -50,13 +50,11 @@ class LoopOptions:
       checkpoint_every: iterations between two checkpoints; there is one after the last.
       keep_checkpoints: how many of the newest are kept; rounds compare early with late ones.
       eval_every: iterations between two evaluations on held-out text.
-      seed: of prompts' order and answers' draws.
     """
 
     checkpoint_every: int = 20
     keep_checkpoints: int = 100
     eval_every: int = 20
-    seed: int = 0
 
 
 @dataclasses.dataclass
@@ -91,6 +89,7 @@ def fit(
     make_writers: Callable[[int], Sequence[Writer]],
     guards: Guards = Guards(),  # noqa: B008 (frozen)
     options: LoopOptions = LoopOptions(),  # noqa: B008 (frozen)
+    seed: int = 0,
     text: BatchSource | None = None,
     evaluate: Evaluation | None = None,
     quality: Quality | None = None,
@@ -107,6 +106,7 @@ def fit(
       make_writers: from the iterations done to the writers of metrics, one line an iteration.
       guards: bounds on the metrics.
       options: see there.
+      seed: of prompts' order and answers' draws.
       text: rows of pre-training text, if the actor's loss has a share of it.
       evaluate: measures the actor on held-out text.
       quality: what answers are truly worth, where a program can say.
@@ -151,7 +151,7 @@ def fit(
             started = perf_counter()
             sampler = _sampler(ppo, begun)
             path = _samples_path(run_dir, progress)
-            found = _rollouts(ppo, sampler, prompts, judge, chat, path, progress, options)
+            found = _rollouts(ppo, sampler, prompts, judge, chat, path, progress, seed)
             sampled_secs = perf_counter() - started
             injector.at("sampled", number + 1)
             longest = max(
@@ -238,11 +238,11 @@ def _rollouts(
     chat: ChatFormat,
     path: Path,
     progress: _Progress,
-    options: LoopOptions,
+    seed: int,
 ) -> list[Rollout]:
     """Returns an iteration's scored answers, from its file if there is one."""
     settings = ppo.settings
-    asked = drawn(prompts, settings.prompts_per_iteration, progress.iteration, options.seed)
+    asked = drawn(prompts, settings.prompts_per_iteration, progress.iteration, seed)
     asked = [prompt for prompt in asked for _ in range(settings.samples_per_prompt)]
     if path.is_file():
         return rollouts_of.load(path, chat)
@@ -252,7 +252,7 @@ def _rollouts(
         asked,
         max_new_tokens=settings.max_new_tokens,
         sampling=settings.sampling,
-        seed=_seed(options.seed, progress.attempt, progress.iteration),
+        seed=_seed(seed, progress.attempt, progress.iteration),
     )
     scores = judge.scores((rollout.prompt, rollout.answer) for rollout in found)
     found = [

@@ -56,7 +56,6 @@ class RoundSettings:
         forgotten.
       continue_policy: whether PPO goes on from the last round's actor; else it begins anew with the
         SFT model. The paper does not say.
-      seed: of draws.
     """
 
     rounds: int = 3
@@ -70,7 +69,6 @@ class RoundSettings:
     patch_repeats: int = 4
     num_replayed: int = 1000
     continue_policy: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.labels_late_by < 0 or self.patch_repeats < 1:
@@ -90,6 +88,7 @@ class Context:
       settings: see there.
       sft_run, preferences, prompts, vocabulary, domain_prompts: as `cool_rlhf` is given them.
       chat: how conversations become ids.
+      seed: of every run and draw.
     """
 
     folder: Path
@@ -100,6 +99,7 @@ class Context:
     vocabulary: str
     domain_prompts: str | None
     chat: ChatFormat
+    seed: int
 
     def path(self, number: int, name: str) -> str:
         """Returns the folder of a part of a round."""
@@ -120,6 +120,7 @@ def cool_rlhf(
     domain_prompts: str | None = "prompts/reward",
     judge: Judge | None = None,
     quality: Quality | None = None,
+    seed: int = 0,
 ) -> None:
     """Runs rounds of RLHF.
 
@@ -138,6 +139,7 @@ def cool_rlhf(
       judge: decides comparisons; None: people do, in `to_label.jsonl` of each round's slow path,
         whose lines they put with a verdict into `labelled.jsonl` of the round's folder.
       quality: what an answer is truly worth, where a program can say; for the summary alone.
+      seed: of every run and draw.
 
     Raises:
       ValueError: a setting or a file is not as it should be.
@@ -152,6 +154,7 @@ def cool_rlhf(
         vocabulary,
         domain_prompts,
         ChatFormat(Vocabulary.load(vocabulary)),
+        seed,
     )
     rounds = []
     for number in range(1, settings.rounds + 1):
@@ -163,6 +166,7 @@ def cool_rlhf(
                 run_dir=reward_run,
                 output_dir=context.path(number, "reward_measures"),
                 initial_run_dir=sft_run,
+                seed=100 * seed,
             )
         else:
             (patch_reward or train_reward)(
@@ -171,12 +175,13 @@ def cool_rlhf(
                 output_dir=context.path(number, "reward_measures"),
                 initial_run_dir=context.path(number - 1, "reward"),
                 keep_head=True,
+                seed=100 * seed + number,
             )
         policy_run = context.path(number, "policy")
         start = sft_run
         if settings.continue_policy and number > 1:
             start = f"{context.path(number - 1, 'policy')}/{ACTOR}"
-        train_policy(run_dir=policy_run, sft_run=start, reward_run=reward_run)
+        train_policy(run_dir=policy_run, sft_run=start, reward_run=reward_run, seed=100 * seed + number)
         answers = _answers(context, number)
         _take_fast_path(context, number, answers)
         _take_slow_path(context, number, answers, judge)
@@ -215,7 +220,7 @@ def _answers(context: Context, number: int) -> dict[str, list[Rollout]]:
             "num_prompts": settings.num_prompts,
             "max_new_tokens": settings.max_new_tokens,
             "sampling": settings.sampling,
-            "seed": settings.seed,
+            "seed": context.seed,
         },
         inputs={
             "prompts": context.prompts,
@@ -235,7 +240,7 @@ def _answers(context: Context, number: int) -> dict[str, list[Rollout]]:
                     asked,
                     max_new_tokens=settings.max_new_tokens,
                     sampling=settings.sampling,
-                    seed=settings.seed + number,
+                    seed=100 * context.seed + number,
                 )
                 scores = judge.scores((rollout.prompt, rollout.answer) for rollout in found)
                 scored = (
@@ -330,14 +335,14 @@ def _pool(context: Context, number: int) -> str:
         settings={
             "patch_repeats": settings.patch_repeats,
             "num_replayed": settings.num_replayed,
-            "seed": settings.seed,
+            "seed": context.seed,
             "labels": labels,
         },
         inputs={"preferences": context.preferences, "patches": list(patches.values())},
     )
     if not artifact.is_current():
         base = _read_lines(Path(context.preferences))
-        rng = np.random.default_rng((settings.seed, number))
+        rng = np.random.default_rng((context.seed, number))
         chosen = rng.permutation(len(base))[: settings.num_replayed]
         records = [base[place] for place in sorted(chosen)]
         records += [record for some in labels.values() for record in some]

@@ -55,6 +55,7 @@ def ppo(
     pretrain: Sequence[Component] = (),
     validation: Mapping[str, str] | None = None,
     quality: Quality | None = None,
+    seed: int = 0,
     writer_names: Sequence[str] = writers.NAMES,
 ) -> None:
     """Trains an actor and its critic.
@@ -78,12 +79,14 @@ def ppo(
       pretrain: mixture of token stores for the pre-training loss of `Policy`.
       validation: name to token store, on which the actor is measured.
       quality: what an answer is truly worth, where a program can say; measured, never learnt from.
+      seed: of the order of prompts and text, the draws, and the critic's first head.
       writer_names: where metrics go, of `train.writers.NAMES`.
 
     Raises:
       ValueError: the settings do not fit each other, or the folder holds another run.
     """
     compile_cache.enable()
+    actor, critic = (dataclasses.replace(job, seed=seed) for job in (actor, critic))
     iteration = PPO(settings, actor, critic)
     policy: Any = actor.objective
     asked = read_prompts(prompts)
@@ -94,7 +97,7 @@ def ppo(
         reward_run if critic_from_reward else sft_run,
         objective=critic.objective,
         part="backbone",
-        seed=critic.seed,
+        seed=seed,
     )
     text = _pretrain_rows(policy, actor, pretrain)
     with contextlib.ExitStack() as stack:
@@ -109,7 +112,7 @@ def ppo(
                 "data": {"length": actor.length, "prompts": file_digest(prompts)},
                 "domain_prompts": None if texts is None else texts.fingerprint,
                 "text": None if text is None else text.state()["stream"],
-                "seed": [actor.seed, critic.seed, options.seed],
+                "seed": seed,
                 "settings": dataclasses.asdict(dataclasses.replace(settings, iterations=1)),
                 "guards": dataclasses.asdict(guards),
             },
@@ -154,6 +157,7 @@ def ppo(
             ),
             guards=guards,
             options=options,
+            seed=seed,
             text=text,
             evaluate=_evaluation(policy, actor, validation or {}),
             quality=quality,

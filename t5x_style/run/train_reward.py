@@ -85,10 +85,12 @@ def train_reward(
     *,
     initial_run_dir: str | None = None,
     initial_step: int | None = None,
+    keep_head: bool = False,
     prompts: str | None = DEFAULT,
     test_preferences: str | Sequence[str] = (),
     held_out_share: float = 0.05,
     scoring_batch_tokens: int = 16384,
+    seed: int | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 (frozen)
     loop_settings: LoopSettings = LoopSettings(),  # noqa: B008 (frozen)
 ) -> None:
@@ -103,11 +105,13 @@ def train_reward(
       settings: how it is learnt.
       initial_run_dir: the run to start from, of the SFT model; None for fresh weights.
       initial_step: which of its checkpoints; None for the newest.
+      keep_head: whether the initial run is a reward model that goes on learning, head and all.
       prompts: folder with DOMAIN.txt for each domain; None for a model that sees none.
       test_preferences: files to measure on; none: a share of the preferences, by hash of the
         prompt.
       held_out_share: that share.
       scoring_batch_tokens: tokens of a batch on each device in measuring.
+      seed: in place of that of the settings.
       mesh: how the devices are laid out.
       loop_settings: how the training is carried out.
 
@@ -116,10 +120,16 @@ def train_reward(
         is none for the vocabulary or for the initial run.
     """
     settings = settings or RewardSettings()
+    if seed is not None:
+        settings = dataclasses.replace(settings, seed=seed)
     initial_run = None
     if initial_run_dir is not None:
         initial_run = InitialPart(
-            initial_run_dir, step=initial_step, objective=objective, seed=settings.seed
+            initial_run_dir,
+            step=initial_step,
+            objective=objective,
+            seed=settings.seed,
+            keep_head=keep_head,
         )
     texts = None if prompts is None else DomainPrompts.load(prompts)
     paths, test_paths = listed(preferences), listed(test_preferences)
@@ -131,7 +141,7 @@ def train_reward(
             "reward": settings,
             "prompts": texts and dict(texts),
             "held_out_share": None if test_paths else held_out_share,
-            "initial_run": initial_run and initial_run.identity(),
+            "initial_run": initial_run and initial_run.identity() | {"keep_head": keep_head},
         },
         inputs={"preferences": paths, "test_preferences": test_paths, "vocabulary": [vocabulary]},
     )

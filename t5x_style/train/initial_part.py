@@ -32,12 +32,14 @@ class InitialPart(InitialRun):
       objective: of the model to train; its params are {part: ..., "head": ...}.
       part: what the transformer is called among them, one of `PARTS`.
       seed: of the head's first values.
+      keep_head: whether the run's own head is taken too; it must have one of the same kind.
     """
 
     mode: str = "params"
     objective: InitialisesParams | None = None
     part: str = "backbone"
     seed: int = 0
+    keep_head: bool = False
 
     def load(self, abstract: TrainState, transformation: Any) -> TrainState:
         """Returns the state to start from.
@@ -48,8 +50,8 @@ class InitialPart(InitialRun):
         assert self.objective is not None
         sharding: Any = abstract.step.sharding
         whole = NamedSharding(sharding.mesh, PartitionSpec())
-        config, params = checkpoint.load_model(self.run_dir, self.step, sharding=whole)
-        given = transformer_of(params)
+        config, of_run = checkpoint.load_model(self.run_dir, self.step, sharding=whole)
+        given = transformer_of(of_run)
         is_stacked, wants_stacked = "layers" in given, "layers" in abstract.params[self.part]
         if is_stacked != wants_stacked:
             given = (stack_layers if wants_stacked else unstack_layers)(given, config)
@@ -71,6 +73,17 @@ class InitialPart(InitialRun):
             abstract.params[self.part],
         )
         params = {**fresh.params, self.part: placed}
+        if self.keep_head:
+            if "head" not in of_run:
+                raise ValueError(
+                    f"job.InitialRun.run_dir = {self.run_dir}: the run has no head to keep; set "
+                    "keep_head = False to begin with a fresh one"
+                )
+            params["head"] = jax.tree.map(
+                lambda leaf, like: jax.device_put(leaf.astype(like.dtype), like.sharding),
+                of_run["head"],
+                abstract.params["head"],
+            )
         return states.with_params(params, transformation, abstract)
 
 
