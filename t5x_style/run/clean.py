@@ -22,7 +22,7 @@ def clean(
     Args:
       documents: folder of the raw ones.
       output_dir: where what is left goes.
-      settings: edits and thresholds; of several, the later ones work on what the earlier ones leave.
+      settings: edits and thresholds; of several, the later work on what the earlier leave.
       executor: where the work is done; the cores of this machine by default.
       documents_per_shard: rows of a shard.
       dry_run: say what would be done and stop.

@@ -107,7 +107,9 @@ def _filters() -> dict[str, list]:
         "top n-grams": [only(repetition, no_repetition, "top_n_grams")],
         "duplicate n-grams": [only(repetition, no_repetition, "dup_n_grams")],
         "number of words": [only(quality, no_quality, "min_doc_words", "max_doc_words")],
-        "length of words": [only(quality, no_quality, "min_avg_word_length", "max_avg_word_length")],
+        "length of words": [
+            only(quality, no_quality, "min_avg_word_length", "max_avg_word_length")
+        ],
         "hash signs, ellipses": [only(quality, no_quality, "max_symbol_word_ratio")],
         "bullet lines": [only(quality, no_quality, "max_bullet_lines_ratio")],
         "ellipsis lines": [only(quality, no_quality, "max_ellipsis_lines_ratio")],
@@ -158,6 +160,7 @@ def _ours(texts: list[str]):
     passes = _passes_of_gin()
     # What neither of the passes limits is off in the other.
     off = {**_limits(passes[_C4_FINEWEB]), **_limits(passes[_GOPHER], _C4_FINEWEB)}
+    off["max_duplicate_line_chars"] = 1.0
     chosen = {ALL: passes}
     chosen[OWN] = [dataclasses.replace(one, definitions=TextDefinitions()) for one in passes]
     for rule, (number, names) in RULES.items():

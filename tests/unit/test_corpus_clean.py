@@ -10,7 +10,6 @@ from t5x_style.corpus.wanjuan_cc.clean import (
     clean,
     cut_spans,
     reasons_to_drop,
-    spans_to_cut,
 )
 from t5x_style.corpus.wanjuan_cc.statistics import text_statistics
 from tests.unit.test_corpus_documents import table_of

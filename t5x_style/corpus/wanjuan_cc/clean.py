@@ -121,10 +121,20 @@ def clean(table: pa.Table, settings: CleanSettings | Sequence[CleanSettings]) ->
     dropped: collections.Counter[str] = collections.Counter()
     for one in [settings] if isinstance(settings, CleanSettings) else settings:
         table = _edited(table, one)
-        stats = text_statistics(table["text"].to_pylist(), one.definitions, one.has_ngram_rules())
-        table, of_one = keep_rows(table, reasons_to_drop(stats, one))
+        table, of_one = keep_rows(table, _reasons(table["text"].to_pylist(), one))
         dropped.update(of_one)
     return table, dict(dropped)
+
+
+def _reasons(texts: Sequence[str], settings: CleanSettings) -> list[str | None]:
+    def needs_ngrams(stats: TextStatistics) -> np.ndarray:
+        if not settings.has_ngram_rules():
+            return np.zeros(len(stats.num_words), bool)
+        # Rules on n-grams come last, so what the others drop has its reason without them.
+        return np.array([reason is None for reason in reasons_to_drop(stats, settings)], bool)
+
+    stats = text_statistics(texts, settings.definitions, needs_ngrams)
+    return reasons_to_drop(stats, settings)
 
 
 def reasons_to_drop(stats: TextStatistics, settings: CleanSettings) -> list[str | None]:
@@ -293,9 +303,14 @@ def duplicate_ngrams(stats: TextStatistics, settings: CleanSettings) -> np.ndarr
 
 
 # C4's word list for lines that are no content.
-_POLICY = re.compile(
-    "javascript|terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies",
-    re.IGNORECASE,
+_POLICY = (
+    "javascript",
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
 )
 _CITATION = re.compile(r"\[(?:\d*+|edit|citation needed)\]")
 
@@ -320,14 +335,16 @@ def spans_to_cut(text: str, settings: CleanSettings) -> list[tuple[int, int]]:
     A line goes with the newline behind it, the last one with that before it.
     """
     edits_lines = settings.min_line_words > 0 or settings.max_line_word_chars is not None
-    has_policy = settings.drop_policy_lines and _POLICY.search(text)
+    has_policy = settings.drop_policy_lines and _speaks_of_policy(text)
     if not (edits_lines or has_policy or (settings.drop_citations and "[" in text)):
         return []
     spans: list[tuple[int, int]] = []
     start, kept_end = 0, 0
     for line in text.split("\n"):
         end = start + len(line)
-        if (has_policy and _POLICY.search(line)) or (edits_lines and not _is_line(line, settings)):
+        if (has_policy and _speaks_of_policy(line)) or (
+            edits_lines and not _is_line(line, settings)
+        ):
             spans.append((start, min(end + 1, len(text))))
         else:
             if settings.min_line_words and line[:1].isspace():
@@ -341,6 +358,11 @@ def spans_to_cut(text: str, settings: CleanSettings) -> list[tuple[int, int]]:
         # What stands behind the last kept line goes with the newline before it.
         spans = [span for span in spans if span[1] <= kept_end] + [(kept_end, len(text))]
     return spans
+
+
+def _speaks_of_policy(text: str) -> bool:
+    lower = text.lower()
+    return any(phrase in lower for phrase in _POLICY)
 
 
 def _is_line(line: str, settings: CleanSettings) -> bool:

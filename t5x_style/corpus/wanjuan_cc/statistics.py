@@ -17,7 +17,7 @@ Shapes: N texts, W words, L lines.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -118,24 +118,30 @@ class TextStatistics:
 def text_statistics(
     texts: Sequence[str],
     definitions: TextDefinitions | None = None,
-    with_ngrams: bool = True,
+    needs_ngrams: Callable[[TextStatistics], np.ndarray] | None = None,
 ) -> TextStatistics:
     """Computes the statistics of texts; those of one text do not depend on the others.
 
     Args:
       texts: N texts without control characters (`raw.tidy`).
       definitions: of what is counted; the default ones where None.
-      with_ngrams: count n-grams, which takes half of the time; their shares are 0 otherwise.
+      needs_ngrams: says of some texts, by their other statistics, whose n-grams are wanted (bool),
+        as counting them takes half of the time; the shares of the others stay 0. None wants all.
     """
     chosen = definitions or TextDefinitions()
     folding = fold if chosen.words == "spaces" else fold_keeping_case
-    folded = (folding(text).encode("utf-8") for text in texts)
-    parts = [_chunk_statistics(chunk, chosen, with_ngrams) for chunk in chunks(folded)]
-    if not parts:
-        parts = [_chunk_statistics([], chosen, with_ngrams)]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     damaged = np.fromiter((_damaged_share(text) for text in texts), np.float64, len(texts))
-    return TextStatistics(damaged_chars=damaged, **columns)
+    parts: list[TextStatistics] = []
+    start = 0
+    for chunk in chunks(folding(text).encode("utf-8") for text in texts):
+        end = start + len(chunk)
+        parts.append(_chunk_statistics(chunk, damaged[start:end], chosen, needs_ngrams))
+        start = end
+    if not parts:
+        parts = [_chunk_statistics([], damaged, chosen, needs_ngrams)]
+    names = [field.name for field in dataclasses.fields(TextStatistics)]
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return TextStatistics(**columns)
 
 
 _PRIVATE = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")
@@ -148,73 +154,107 @@ def _damaged_share(text: str) -> float:
 
 
 def _chunk_statistics(
-    texts: Sequence[bytes], definitions: TextDefinitions, with_ngrams: bool
-) -> dict[str, np.ndarray]:
+    texts: Sequence[bytes],
+    damaged: np.ndarray,
+    definitions: TextDefinitions,
+    needs_ngrams: Callable[[TextStatistics], np.ndarray] | None,
+) -> TextStatistics:
     buffer = TextBuffer.of(texts)
     sums = Sums(buffer)
-    num_chars = sums.within("character", buffer.starts_D, buffer.ends_D)
+    num_chars = sums.of_texts("character")
     text_chars = num_chars if definitions.repeats == "of_text" else None
-    columns, num_pieces, closed = _word_statistics(
-        buffer, sums, definitions, text_chars, with_ngrams
-    )
-    columns |= _line_statistics(buffer, sums, definitions, text_chars, num_pieces, closed)
+    words = _words(buffer, sums, definitions)
+    columns = _word_statistics(buffer, sums, definitions, words)
+    columns |= _line_statistics(buffer, sums, definitions, words, text_chars)
     for name, needle in (("has_lorem_ipsum", b"lorem ipsum"), ("has_curly_bracket", b"{")):
         found = (needle in text.lower() for text in texts)
         columns[name] = np.fromiter(found, np.int64, len(texts))
     for kind in ("digit", "space", "symbol"):
-        count = sums.within(kind, buffer.starts_D, buffer.ends_D)
-        columns[f"{kind}_chars"] = share(count, num_chars)
-    return columns
+        columns[f"{kind}_chars"] = share(sums.of_texts(kind), num_chars)
+    stats = TextStatistics(
+        damaged_chars=damaged,
+        top_ngram_chars=np.zeros((len(texts), len(TOP_NGRAMS))),
+        duplicate_ngram_chars=np.zeros((len(texts), len(DUPLICATE_NGRAMS))),
+        **columns,
+    )
+    is_wanted = np.ones(len(texts), bool) if needs_ngrams is None else needs_ngrams(stats)
+    num_words = np.diff(words.bounds)
+    is_wanted_W = np.repeat(is_wanted, num_words)
+    stats.top_ngram_chars[is_wanted], stats.duplicate_ngram_chars[is_wanted] = ngram_shares(
+        words.hashes_W[is_wanted_W],
+        words.chars_W[is_wanted_W],
+        cumulate(num_words[is_wanted]),
+        None if text_chars is None else text_chars[is_wanted],
+    )
+    return stats
 
 
-def _word_statistics(
-    buffer: TextBuffer,
-    sums: Sums,
-    definitions: TextDefinitions,
-    text_chars: np.ndarray | None,
-    with_ngrams: bool,
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
-    """Returns the statistics, the words of each text with marks that stand alone, and how many.
+@dataclasses.dataclass(frozen=True)
+class _Words:
+    """Words of the texts of a buffer, as a definition has them.
 
-    The last is, where words are cut at marks, the byte places of words that open a sentence.
+    Attributes:
+      starts_W, ends_W: int64, their bytes.
+      chars_W, hashes_W: how many characters they have; what tells them apart.
+      is_counted_W: bool, not a mark that stands alone.
+      bounds: int64 [N + 1], where each text's words begin.
+      openings: where words are cut at marks, the starts of those behind the end of a sentence in
+        the same line.
     """
+
+    starts_W: np.ndarray
+    ends_W: np.ndarray
+    chars_W: np.ndarray
+    hashes_W: np.ndarray
+    is_counted_W: np.ndarray
+    bounds: np.ndarray
+    openings: np.ndarray | None
+
+    def per_text(self) -> np.ndarray:
+        """Returns int64 [N]: words of each text, marks that stand alone among them."""
+        return np.diff(self.bounds)
+
+
+def _words(buffer: TextBuffer, sums: Sums, definitions: TextDefinitions) -> _Words:
     openings = None
     if definitions.words == "spaces":
         starts_W, ends_W = cut_at_spaces(buffer)
         is_word_W = sums.within("letter or digit", starts_W, ends_W) > 0
         starts_W, ends_W = starts_W[is_word_W], ends_W[is_word_W]
-        is_word_W = np.ones(len(starts_W), bool)
+        is_counted_W = np.ones(len(starts_W), bool)
     else:
         starts_W, ends_W = cut_at_marks(buffer)
-        is_word_W = sums.within("of a word", starts_W, ends_W) > 0
+        is_counted_W = sums.within("of a word", starts_W, ends_W) > 0
         openings = _sentence_openings(buffer, sums, starts_W, ends_W)
-    bounds = buffer.bounds(starts_W)
-    num_pieces = np.diff(bounds)
-    num_words = by_text(is_word_W, bounds)
-    chars_W = sums.within("character", starts_W, ends_W)
-    has_letter_W = sums.within("letter", starts_W, ends_W) > 0
-    hashes_W = buffer.span_hashes(starts_W, ends_W)
-    hash_signs = sums.within("hash sign", buffer.starts_D, buffer.ends_D)
+    return _Words(
+        starts_W=starts_W,
+        ends_W=ends_W,
+        chars_W=sums.within("character", starts_W, ends_W),
+        hashes_W=buffer.span_hashes(starts_W, ends_W),
+        is_counted_W=is_counted_W,
+        bounds=buffer.bounds(starts_W),
+        openings=openings,
+    )
+
+
+def _word_statistics(
+    buffer: TextBuffer, sums: Sums, definitions: TextDefinitions, words: _Words
+) -> dict[str, np.ndarray]:
+    bounds, num_pieces = words.bounds, words.per_text()
+    num_words = by_text(words.is_counted_W, bounds)
+    has_letter_W = sums.within("letter", words.starts_W, words.ends_W) > 0
     num_stop_words = np.zeros(len(num_words), np.int64)
     for stop_word in _stop_word_hashes():
-        num_stop_words += by_text(hashes_W == stop_word, bounds) > 0
-    num_ellipses = _num_ellipses(buffer, definitions.ellipses)
-    num_ellipses += sums.within("ellipsis", buffer.starts_D, buffer.ends_D)
-    if with_ngrams:
-        top, duplicate = ngram_shares(hashes_W, chars_W, bounds, text_chars)
-    else:
-        top, duplicate = (np.zeros((len(num_words), len(n))) for n in (TOP_NGRAMS, DUPLICATE_NGRAMS))
-    columns = {
+        num_stop_words += by_text(words.hashes_W == stop_word, bounds) > 0
+    num_ellipses = _num_ellipses(buffer, definitions.ellipses) + sums.of_texts("ellipsis")
+    return {
         "num_words": num_words,
-        "mean_word_chars": share(by_text(chars_W * is_word_W, bounds), num_words),
-        "hash_signs_per_word": share(hash_signs, num_pieces),
+        "mean_word_chars": share(by_text(words.chars_W * words.is_counted_W, bounds), num_words),
+        "hash_signs_per_word": share(sums.of_texts("hash sign"), num_pieces),
         "ellipses_per_word": share(num_ellipses, num_pieces),
         "alphabetic_words": share(by_text(has_letter_W, bounds), num_pieces),
         "num_stop_words": num_stop_words,
-        "top_ngram_chars": top,
-        "duplicate_ngram_chars": duplicate,
     }
-    return columns, num_pieces, openings
 
 
 def _num_ellipses(buffer: TextBuffer, definition: str) -> np.ndarray:
@@ -272,9 +312,8 @@ def _line_statistics(
     buffer: TextBuffer,
     sums: Sums,
     definitions: TextDefinitions,
+    words: _Words,
     text_chars: np.ndarray | None,
-    num_pieces: np.ndarray,
-    openings: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     newlines = np.flatnonzero(buffer.bytes_B == ord("\n"))
     line_starts = np.append(0, newlines[:-1] + 1) if len(newlines) else newlines
@@ -297,13 +336,13 @@ def _line_statistics(
     bullet = CLASSES["bullet of a whole line" if is_whole else "bullet"]
     bullet_L = bullet[buffer.bytes_B[ink_starts_L]]
     terminal_L = CLASSES["sentence mark"][buffer.bytes_B[ends_L - 1]]
-    if openings is None:
+    if words.openings is None:
         num_sentences = _num_sentences(buffer, ink_starts_L, ink_ends_L, bounds)
     else:
-        num_sentences = num_lines + np.diff(buffer.bounds(openings))
+        num_sentences = num_lines + np.diff(buffer.bounds(words.openings))
     columns = {
         "num_sentences": num_sentences,
-        "newlines_per_word": share(np.maximum(num_newlines - 1, 0), num_pieces),
+        "newlines_per_word": share(np.maximum(num_newlines - 1, 0), words.per_text()),
         "bullet_lines": share(by_text(bullet_L, bounds), num_marked),
         "ellipsis_lines": share(by_text(ends_dotted_L, bounds), num_marked),
         "terminal_lines": share(by_text(terminal_L, bounds), num_lines),
@@ -333,9 +372,7 @@ def _line_statistics(
     return columns
 
 
-def _ends_with_ellipsis(
-    buffer: TextBuffer, starts_L: np.ndarray, ends_L: np.ndarray
-) -> np.ndarray:
+def _ends_with_ellipsis(buffer: TextBuffer, starts_L: np.ndarray, ends_L: np.ndarray) -> np.ndarray:
     last_L = buffer.bytes_B[ends_L - 1]
     dotted_L = (ends_L - starts_L >= 3) & (last_L == ord("."))
     for back in (2, 3):

@@ -13,7 +13,8 @@ by which datatrove counts. Case is kept. A run of characters other than spaces i
   and a dot between a small letter and a capital one;
 - 's, 'm, 'd, 'll, 've, 're and n't are cut off at the end, units behind a number as well, and a few
   words are cut in two (can|not, i|d);
-- the dot of an abbreviation stays with it, and addresses of pages and people stay whole.
+- the dot of an abbreviation stays with it, addresses of pages and people stay whole, and so do two
+  marks that would make a face, `):` among them.
 
 Each piece, marks too, is then a word to n-grams and to shares of words; only what has a character
 that is no punctuation counts in the number of words and in their mean length.
@@ -24,6 +25,7 @@ Shapes: B bytes of the buffer, W words, M marks.
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -129,35 +131,34 @@ _HYPHEN = _marks("-~" + DASH)
 _QUOTE = _marks("'\"`" + OPENING)
 _MOST_HYPHENS = 3
 
-# A word and its dot, unless the word is the last of several that hyphens and the like join.
-_JOINED_AT_START = (
-    *(
-        "Mr. Mrs. Ms. Dr. St. Jr. Prof. Rev. Gen. Gov. Sen. Rep. Adm. Messrs. Mt. Inc. Co. co. "
-        "Corp. Ltd. Bros. vs. v.s. e.g. E.g. i.e. I.e. a.m. p.m. Jan. Feb. Mar. Apr. Jun. Jul. "
-        "Aug. Sep. Sept. Oct. Nov. Dec. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. "
-        "Ill. Ind. Kan. Kans. Ky. La. Mass. Md. Mich. Minn. Miss. Mo. Mont. Neb. Nebr. Nev. Okla. "
-        "Ore. Pa. Tenn. Va. Wash. Wis. Ak."
-    ).split(),
-    *(f"{letter}." for letter in "abcdefghijklmnopqrstuvwxyz"),
-    *"'s 'S 'd 're 'll 'em".split(),
+_ABBREVIATIONS = (
+    "Mr. Mrs. Ms. Dr. St. Jr. Prof. Rev. Gen. Gov. Sen. Rep. Adm. Messrs. Mt. Inc. Co. co. Corp. "
+    "Ltd. Bros. vs. v.s. e.g. E.g. i.e. I.e. a.m. p.m. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. "
+    "Sept. Oct. Nov. Dec. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. "
+    "Kans. Ky. La. Mass. Md. Mich. Minn. Miss. Mo. Mont. Neb. Nebr. Nev. Okla. Ore. Pa. Tenn. Va. "
+    "Wash. Wis. Ak. a. b. c. d. e. f. g. h. i. j. k. l. m. n. o. p. q. r. s. t. u. v. w. x. y. z."
 )
+_CONTRACTIONS = "'s 'S 'd 're 'll 'em"
+# A word and its dot, unless the word is the last of several that hyphens and the like join.
+_JOINED_AT_START = tuple(_ABBREVIATIONS.split() + _CONTRACTIONS.split())
 # Two marks that such tokenizers take for a face, and quotation marks of two.
-_JOINED_ALWAYS = tuple("): (: :) :( :* :] [: :> :| :/ ;) =( =) =] [= =| 8) ''".split())
+_FACES = "): (: :) :( :* :] [: :> :| :/ ;) =( =) =] [= =| 8) ''"
+_JOINED_ALWAYS = tuple(_FACES.split())
 _WITH_SLASH = ("and/or", "w/o")
-_IN_TWO = tuple(
+_TWO_WORDS = (
     "can|not Can|not gon|na Gon|na got|ta Got|ta i|d I|d i|m I|m i|ve I|ve do|nt Do|nt ca|nt Ca|nt "
     "wo|nt did|nt does|nt is|nt are|nt was|nt were|nt could|nt would|nt should|nt have|nt has|nt "
-    "had|nt we|d We|d we|ve he|s she|s that|s That|s what|s What|s who|s there|s where|s how|s when|s "
-    "why|s you|re they|re you|ve they|ve you|d they|d it|d".split()
+    "had|nt we|d We|d we|ve he|s she|s that|s That|s what|s What|s who|s there|s where|s how|s "
+    "when|s why|s you|re they|re you|ve they|ve you|d they|d it|d"
 )
+_IN_TWO = tuple(_TWO_WORDS.split())
 _MOST_IN_TWO = max(map(len, _IN_TWO)) - 1
+_IN_TWO_START = np.zeros((256, 256), bool)
+for _word in _IN_TWO:
+    _IN_TWO_START[tuple(_word.replace("|", "")[:2].encode())] = True
 _UNITS_OF_ONE = bytes_in(b"mgtTGMK")
-_UNITS_OF_TWO = np.array(
-    [
-        ord(unit[0]) * 256 + ord(unit[1])
-        for unit in "km dm cm mm ha nm yd in ft kg mg lb oz Pa mb MB kb KB gb GB tb TB am pm".split()
-    ]
-)
+_UNITS = "km dm cm mm ha nm yd in ft kg mg lb oz Pa mb MB kb KB gb GB tb TB am pm"
+_UNITS_OF_TWO = np.array([ord(first) * 256 + ord(last) for first, last in _UNITS.split()])
 
 # Of a page, a host or a mailbox. Nothing is tried twice but the last label of the host.
 _ADDRESS = re.compile(
@@ -201,10 +202,7 @@ def _cut_marks(text: np.ndarray, marks_M: np.ndarray, cut: np.ndarray) -> None:
         _AT_END[mark_M]
         | in_dots_M
         | (_AT_END_OF_NUMBER[mark_M] & _DIGIT[left_M])
-        | (
-            is_dot_M
-            & (_BEFORE_LAST_DOT[left_M] | (_UPPER[left_M] & _UPPER[text[marks_M - 2]]))
-        )
+        | (is_dot_M & (_BEFORE_LAST_DOT[left_M] | (_UPPER[left_M] & _UPPER[text[marks_M - 2]])))
     )
     follows_M = np.append(False, np.diff(marks_M) == 1)
     leads_M = _reached(may_lead_M, SPACE[left_M], follows_M)
@@ -306,36 +304,35 @@ def _cut_and_join_words(buffer: TextBuffer, text: np.ndarray, cut: np.ndarray) -
     """Joins what only looks like a mark beside a word, then cuts units off and words in two."""
     starts, ends = _spans(text, cut)
     is_touching = ends[:-1] == starts[1:]
-    before = text[starts - 1]
+    pairs = np.flatnonzero(is_touching)
+    before = text[starts[pairs] - 1]
     is_whole = SPACE[before] | (_MARK[before] & ~_HYPHEN[before] & ~_JOINT[before])
-    hashes = _hashes(buffer, starts[:-1], np.where(is_touching, ends[1:], ends[:-1]))
-    joined = is_touching & np.isin(hashes, _hashes_of(_JOINED_ALWAYS))
-    joined |= is_touching & is_whole[:-1] & np.isin(hashes, _hashes_of(_JOINED_AT_START))
+    hashes = _hashes(buffer, starts[pairs], ends[pairs + 1])
+    is_joined = _is_among(hashes, _JOINED_ALWAYS) | (is_whole & _is_among(hashes, _JOINED_AT_START))
+    joined = pairs[is_joined]
     # A word that is joined to the one before is not joined to the next.
     numbers = np.arange(len(joined))
-    last_apart = np.maximum.accumulate(np.where(joined, -1, numbers))
-    joined &= (numbers - last_apart) % 2 == 1
-    cut[starts[1:][joined]] = False
-    slashes = np.flatnonzero(is_touching[1:] & is_touching[:-1] & (text[starts[1:-1]] == ord("/")))
-    hashes = _hashes(buffer, starts[slashes], ends[slashes + 2])
-    whole = slashes[np.isin(hashes, _hashes_of(_WITH_SLASH))]
-    cut[starts[whole + 1]] = cut[starts[whole + 2]] = False
+    opens = np.append(True, np.diff(joined) > 1)[: len(joined)]
+    since_open = numbers - np.maximum.accumulate(np.where(opens, numbers, 0))
+    cut[starts[joined[since_open % 2 == 0] + 1]] = False
+    slashes = pairs[1:][(text[starts[pairs[1:]]] == ord("/")) & (np.diff(pairs) == 1)]
+    whole = slashes[_is_among(_hashes(buffer, starts[slashes - 1], ends[slashes + 1]), _WITH_SLASH)]
+    cut[starts[whole]] = cut[starts[whole + 1]] = False
 
-    lengths, last = ends - starts, text[ends - 1]
-    is_one = (lengths >= 2) & _UNITS_OF_ONE[last] & _DIGIT[text[ends - 2]]
+    lengths, last, second_last = ends - starts, text[ends - 1], text[ends - 2]
+    is_one = (lengths >= 2) & _UNITS_OF_ONE[last] & _DIGIT[second_last]
     cut[ends[is_one] - 1] = True
-    codes = text[ends - 2].astype(np.int64) * 256 + last
-    is_two = (lengths >= 3) & np.isin(codes, _UNITS_OF_TWO) & _DIGIT[text[ends - 3]]
-    cut[ends[is_two] - 2] = True
+    numbered = np.flatnonzero((lengths >= 3) & _DIGIT[text[ends - 3]] & _LETTER[second_last])
+    codes = second_last[numbered].astype(np.int64) * 256 + last[numbered]
+    cut[ends[numbered[np.isin(codes, _UNITS_OF_TWO)]] - 2] = True
 
-    short = np.flatnonzero((lengths >= 2) & (lengths <= _MOST_IN_TWO))
-    words = _hashes_of(tuple(word.replace("|", "") for word in _IN_TWO))
-    order = np.argsort(words)
+    short = (lengths >= 2) & (lengths <= _MOST_IN_TWO)
+    short = np.flatnonzero(short & _IN_TWO_START[text[starts], text[starts + 1]])
+    words, offsets = _in_two()
     found = _hashes(buffer, starts[short], ends[short])
-    at = order[np.minimum(np.searchsorted(words, found, sorter=order), len(words) - 1)]
+    at = np.minimum(np.searchsorted(words, found), len(words) - 1)
     is_found = words[at] == found
-    offsets = np.array([word.index("|") for word in _IN_TWO])[at]
-    cut[starts[short[is_found]] + offsets[is_found]] = True
+    cut[starts[short[is_found]] + offsets[at[is_found]]] = True
 
 
 def _spans(text: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -352,7 +349,23 @@ def _hashes(buffer: TextBuffer, starts: np.ndarray, ends: np.ndarray) -> np.ndar
     return buffer.span_hashes(starts - _PAD, ends - _PAD)
 
 
+def _is_among(hashes: np.ndarray, words: tuple[str, ...]) -> np.ndarray:
+    table = _hashes_of(words)
+    return table[np.minimum(np.searchsorted(table, hashes), len(table) - 1)] == hashes
+
+
 @functools.cache
 def _hashes_of(words: tuple[str, ...]) -> np.ndarray:
+    return np.sort(_hashes_in_order(words))
+
+
+@functools.cache
+def _in_two() -> tuple[np.ndarray, np.ndarray]:
+    hashes = _hashes_in_order([word.replace("|", "") for word in _IN_TWO])
+    order = np.argsort(hashes)
+    return hashes[order], np.array([word.index("|") for word in _IN_TWO])[order]
+
+
+def _hashes_in_order(words: Sequence[str]) -> np.ndarray:
     buffer = TextBuffer.of([word.encode() for word in words])
     return buffer.span_hashes(buffer.starts_D, buffer.ends_D)
