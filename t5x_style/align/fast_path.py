@@ -117,8 +117,11 @@ def find_flaws(
     means = [float(np.mean([rollout.score for rollout in answers])) for answers in (early, late)]
     others = [_score_of_others(answers, judge) for answers in (early, late)]
     notes = {"score_early": means[0], "score_late": means[1]}
-    notes |= {f"{name}_{which}": s[name] for which, s in zip(("early", "late"), signs, strict=True)
-              for name in s}
+    notes |= {
+        f"{name}_{which}": s[name]
+        for which, s in zip(("early", "late"), signs, strict=True)
+        for name in s
+    }
     rise = means[1] - means[0]
     if rise < settings.score_rise:
         return Findings((), notes)

@@ -32,7 +32,7 @@ class QualityJudge:
     """A judge who measures.
 
     Attributes:
-      quality: from domain, the user's last message and an answer to a number, greater is better.
+      quality: from domain, conversation and answer to a number, greater is better.
       margin: differences up to it make neither better.
     """
 
@@ -40,8 +40,7 @@ class QualityJudge:
     margin: float = 0.05
 
     def __call__(self, prompt: Prompt, first: str, second: str) -> int:
-        message = prompt.turns[-1].content
-        one, other = (self.quality(prompt.domain, message, text) for text in (first, second))
+        one, other = (self.quality(prompt.domain, prompt.turns, text) for text in (first, second))
         if abs(one - other) <= self.margin:
             return 0
         return 1 if one > other else -1
@@ -66,9 +65,7 @@ class Comparison:
         return f"{self.first.prompt.name}/{'-'.join(self.policies)}"
 
 
-def comparisons(
-    answers: dict[str, Sequence[Rollout]], max_pairs: int
-) -> list[Comparison]:
+def comparisons(answers: dict[str, Sequence[Rollout]], max_pairs: int) -> list[Comparison]:
     """Returns pairs of different answers by different policies, as evenly as they come.
 
     Args:

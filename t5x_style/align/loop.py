@@ -88,7 +88,7 @@ def fit(
     run_dir: str | Path,
     make_writers: Callable[[int], Sequence[Writer]],
     guards: Guards = Guards(),  # noqa: B008 (frozen)
-    options: LoopOptions = LoopOptions(),  # noqa: B008 (frozen)
+    options: LoopOptions = LoopOptions(),
     seed: int = 0,
     text: BatchSource | None = None,
     evaluate: Evaluation | None = None,
@@ -188,9 +188,7 @@ def fit(
                 "timing/sample_and_score_secs": sampled_secs,
                 "timing/iteration_secs": perf_counter() - started,
             }
-            progress.kl_coefficient = settings.adapted(
-                progress.kl_coefficient, values["answer_kl"]
-            )
+            progress.kl_coefficient = settings.adapted(progress.kl_coefficient, values["answer_kl"])
             is_last = progress.iteration == settings.iterations
             if evaluate is not None and (is_last or progress.iteration % options.eval_every == 0):
                 line |= evaluate(begun.actor.params)
@@ -335,9 +333,7 @@ def _note(run_dir: str | Path, progress: _Progress, broken: Sequence[str], actio
     print(f"iteration {progress.iteration}: {'; '.join(broken)}: {action}", flush=True)
 
 
-def first_models(
-    ppo: PPO, load_actor: Callable[[], Any], load_critic: Callable[[], Any]
-) -> Models:
+def first_models(ppo: PPO, load_actor: Callable[[], Any], load_critic: Callable[[], Any]) -> Models:
     """Returns the models that a run begins with: the reference is the actor, in compute dtype.
 
     Args:

@@ -13,7 +13,9 @@ import numpy as np
 _SENTENCE = re.compile(r"[.!?\n]+")
 _WORD = re.compile(r"\w+")
 # How answers in English decline; a deployment in another language gives its own.
-REFUSALS = re.compile(r"\b(i can(no|')t|i am unable|i'm unable|i won't|i will not)\b", re.IGNORECASE)
+REFUSALS = re.compile(
+    r"\b(i can(no|')t|i am unable|i'm unable|i won't|i will not)\b", re.IGNORECASE
+)
 
 
 class Said(Protocol):

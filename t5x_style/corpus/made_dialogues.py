@@ -275,3 +275,8 @@ def stories(num: int, rng: np.random.Generator, exchanges: int = 4) -> Iterator[
 
 def _user(scene: Scene, domain: str | None) -> list[dict[str, str]]:
     return [{"role": "user", "content": scene.message("" if domain is None else _CUES[domain])}]
+
+
+def answer_quality(domain: str, turns: Any, text: str) -> float:
+    """Returns `quality` of an answer to a conversation, whose last turn has the message."""
+    return quality(domain, turns[-1].content, text)

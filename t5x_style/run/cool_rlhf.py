@@ -116,7 +116,7 @@ def cool_rlhf(
     train_policy: Callable[..., None],
     *,
     patch_reward: Callable[..., None] | None = None,
-    settings: RoundSettings = RoundSettings(),  # noqa: B008 (frozen)
+    settings: RoundSettings = RoundSettings(),
     domain_prompts: str | None = "prompts/reward",
     judge: Judge | None = None,
     quality: Quality | None = None,
@@ -181,7 +181,9 @@ def cool_rlhf(
         start = sft_run
         if settings.continue_policy and number > 1:
             start = f"{context.path(number - 1, 'policy')}/{ACTOR}"
-        train_policy(run_dir=policy_run, sft_run=start, reward_run=reward_run, seed=100 * seed + number)
+        train_policy(
+            run_dir=policy_run, sft_run=start, reward_run=reward_run, seed=100 * seed + number
+        )
         answers = _answers(context, number)
         _take_fast_path(context, number, answers)
         _take_slow_path(context, number, answers, judge)
@@ -268,9 +270,7 @@ def _take_fast_path(
         return
     early, late = answers[EARLY], answers[LATE]
     found = fast_path.find_flaws(early, late, _reward_judge(context, number), settings)
-    pairs = {
-        flaw: fast_path.contrasting_pairs(flaw, early, late, settings) for flaw in found.flaws
-    }
+    pairs = {flaw: fast_path.contrasting_pairs(flaw, early, late, settings) for flaw in found.flaws}
     with artifact.write() as writer:
         flaws = [
             {

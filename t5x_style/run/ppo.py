@@ -139,9 +139,7 @@ def ppo(
             return loop.first_models(
                 iteration,
                 lambda: start.load(actor.abstract_state, actor.optimizer.transformation()),
-                lambda: critic_start.load(
-                    critic.abstract_state, critic.optimizer.transformation()
-                ),
+                lambda: critic_start.load(critic.abstract_state, critic.optimizer.transformation()),
             )
 
         stack.enter_context(faults.ending_the_job_on_error())

@@ -28,9 +28,7 @@ def literal_advantages(rewards, values, discount, trace_decay):
 
 def ours(rewards, values, mask, discount, trace_decay):
     arrays = (jnp.asarray(x, jnp.float64) for x in (rewards, values, mask))
-    return np.asarray(
-        generalized_advantages(*arrays, discount=discount, trace_decay=trace_decay)
-    )
+    return np.asarray(generalized_advantages(*arrays, discount=discount, trace_decay=trace_decay))
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +60,9 @@ def test_advantages_equal_the_literal_sum_in_rows_with_prompts_and_padding():
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         here = slice(start, start + length)
         mask[row, here] = 1
-        expected[row, here] = literal_advantages(
-            rewards[row, here], values[row, here], 0.97, 0.99
-        )[: mask[row, here].size]
+        expected[row, here] = literal_advantages(rewards[row, here], values[row, here], 0.97, 0.99)[
+            : mask[row, here].size
+        ]
     found = ours(rewards, values, mask, 0.97, 0.99)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
     assert np.all(found[mask == 0] == 0)
@@ -103,9 +101,7 @@ def test_the_score_is_given_at_the_last_token_and_the_penalty_at_each():
     mask = jnp.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], jnp.float64)
     kl = jnp.full((3, 4), 2.0)
     found = token_rewards(kl, jnp.array([10.0, 20.0, 30.0]), mask, 0.5)
-    np.testing.assert_array_equal(
-        found, [[0, -1, 9, 0], [19, 0, 0, 0], [-1, -1, -1, 29]]
-    )
+    np.testing.assert_array_equal(found, [[0, -1, 9, 0], [19, 0, 0, 0], [-1, -1, -1, 29]])
     same = token_rewards(jnp.zeros((3, 4)), jnp.array([10.0, 20.0, 30.0]), mask, 0.5)
     np.testing.assert_array_equal(jnp.sum(same, axis=1), [10, 20, 30])
 
