@@ -213,7 +213,7 @@ def _paid_phrases(
     """Returns the phrases that rose and for which the reward model pays in every domain."""
     texts = [[rollout.text for rollout in answers] for answers in (early, late)]
     flaws: list[Flaw] = []
-    for phrase, before, after in phrases.risen_phrases(*texts, settings.phrase_rise):
+    for phrase, before, after in phrases.risen_phrases(texts[0], texts[1], settings.phrase_rise):
         sentence = phrases.usual_sentence(texts[1], phrase)
         if any(phrases.says(sentence, flaw.phrase) for flaw in flaws):
             continue

@@ -6,7 +6,7 @@ section 4.2.2). A judge is any callable; `FileJudge` is a person with an editor.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,7 +65,7 @@ class Comparison:
         return f"{self.first.prompt.name}/{'-'.join(self.policies)}"
 
 
-def comparisons(answers: dict[str, Sequence[Rollout]], max_pairs: int) -> list[Comparison]:
+def comparisons(answers: Mapping[str, Sequence[Rollout]], max_pairs: int) -> list[Comparison]:
     """Returns pairs of different answers by different policies, as evenly as they come.
 
     Args:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,14 +32,10 @@ from t5x_style.train.writers import Writer
 ACTOR, CRITIC, SAMPLES = "actor", "critic", "samples"
 GUARD_LOG = "guards.jsonl"
 
+# Measures an actor, given its params, on held-out text.
+Evaluation = Callable[[Any], Mapping[str, float]]
 # From domain, conversation and answer to how good it truly is; measured, never learnt from.
 Quality = Callable[[str, Any, str], float]
-
-
-class Evaluation(Protocol):
-    """Measures the actor on held-out text."""
-
-    def __call__(self, params: Any) -> Mapping[str, float]: ...
 
 
 @dataclasses.dataclass(frozen=True)

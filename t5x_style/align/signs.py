@@ -10,11 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-_SENTENCE = re.compile(r"[.!?\n]+")
 _WORD = re.compile(r"\w+")
 # How answers in English decline; a deployment in another language gives its own.
 REFUSALS = re.compile(
-    r"\b(i can(no|')t|i am unable|i'm unable|i won't|i will not)\b", re.IGNORECASE
+    r"\b(i can(not|no't|'t)|i am unable|i'm unable|i won't|i will not)\b", re.IGNORECASE
 )
 
 
@@ -50,8 +49,3 @@ def answer_signs(answers: Sequence[Said]) -> dict[str, float]:
         "well_formed": float(np.mean([answer.is_well_formed for answer in answers])),
         "empty": float(np.mean([not text.strip() for text in texts])),
     }
-
-
-def sentences(text: str) -> list[str]:
-    """Returns the sentences of an answer, without their marks, in lower case."""
-    return [part.strip().lower() for part in _SENTENCE.split(text) if part.strip()]

@@ -1,4 +1,4 @@
-"""Dialogues with conflicting preferences, made by a program that can also say how good an answer is.
+"""Dialogues with conflicting preferences, made by a program that can also judge answers.
 
 Four domains in two pairs want opposite things of the same messages: `terse` against `thorough`
 about what somebody keeps, `cautious` against `forthcoming` about how to open somebody's safe. A

@@ -200,7 +200,7 @@ class Value:
 
     def flops_per_token(self, length: int, keys_per_token: float | None = None) -> float:
         """Returns the operations of forward and backward pass for one token."""
-        return flops.headless_training_flops_per_token(self.model, length, keys_per_token)
+        return flops.with_scalar_head(self.model, length, keys_per_token)
 
 
 @dataclasses.dataclass(frozen=True)

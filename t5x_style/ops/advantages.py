@@ -79,7 +79,9 @@ def generalized_advantages(
     next_BT = jnp.pad(values_BT[:, 1:], ((0, 0), (0, 1)))
     deltas_BT = (rewards_BT + discount * next_BT - values_BT) * mask_BT
 
-    def before(advantage_B: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def before(
+        advantage_B: jax.Array, at: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         delta_B, mask_B = at
         advantage_B = (delta_B + discount * trace_decay * advantage_B) * mask_B
         return advantage_B, advantage_B

@@ -147,7 +147,8 @@ def _over_mesh(hidden, kernel, of_tokens, weights, settings, *, with_gradients) 
     of_gradients: Any = None
     if with_gradients:
         of_gradients = (of_hidden, PartitionSpec(*(entry or None for entry in kept)))
-    of_scores: Any = _TokenScores(*(tokens,) * 3, tokens if settings.with_entropy else None)
+    specs: Any = (tokens, tokens, tokens, tokens if settings.with_entropy else None)
+    of_scores: Any = _TokenScores._make(specs)
     loss, scores, gradients = jax.shard_map(
         island,
         in_specs=(of_hidden, whole, (tokens,) * len(of_tokens), tokens),

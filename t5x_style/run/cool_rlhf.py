@@ -304,7 +304,7 @@ def _take_slow_path(
     )
     if artifact.is_current():
         return
-    found = judges.comparisons(dict(answers), context.settings.num_comparisons)
+    found = judges.comparisons(answers, context.settings.num_comparisons)
     with artifact.write() as writer:
         judges.write_for_people(writer.folder / judges.TO_LABEL, found)
         if judge is not None:

@@ -1,4 +1,4 @@
-"""Rewards, advantages and divergences against float64 written from the formula, and exact values."""
+"""Rewards, advantages and divergences against float64 by the formula, and exact values."""
 
 from fractions import Fraction as F
 
