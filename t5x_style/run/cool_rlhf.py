@@ -270,7 +270,7 @@ def _take_fast_path(
         return
     early, late = answers[EARLY], answers[LATE]
     found = fast_path.find_flaws(early, late, _reward_judge(context, number), settings)
-    pairs = {flaw: fast_path.contrasting_pairs(flaw, early, late, settings) for flaw in found.flaws}
+    pairs = [fast_path.contrasting_pairs(flaw, early, late, settings) for flaw in found.flaws]
     with artifact.write() as writer:
         flaws = [
             {
@@ -279,13 +279,13 @@ def _take_fast_path(
                 "evidence": flaw.evidence,
                 "pairs": len(of_flaw),
             }
-            for flaw, of_flaw in pairs.items()
+            for flaw, of_flaw in zip(found.flaws, pairs, strict=True)
         ]
         run_folder.write_json(
             writer.folder / "findings.json", {"flaws": flaws, "notes": found.notes}
         )
-        _write_lines(writer.folder / "pairs.jsonl", [p for some in pairs.values() for p in some])
-        writer.counts.update(flaws=len(flaws), pairs=sum(map(len, pairs.values())))
+        _write_lines(writer.folder / "pairs.jsonl", [pair for some in pairs for pair in some])
+        writer.counts.update(flaws=len(flaws), pairs=sum(map(len, pairs)))
     print(f"fast path: {json.dumps(flaws)}", flush=True)
 
 
