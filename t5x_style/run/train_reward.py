@@ -46,7 +46,8 @@ class RewardSettings:
 
     Attributes:
       epochs: times that every prompt is seen.
-      length_tokens: tokens in a row, which no response with its prompt may exceed.
+      length_tokens: tokens in a row, which no response with its prompt may exceed; nor may it
+        exceed config.TransformerConfig.trained_length.
       batch_tokens: tokens of a batch, see `data.preference_batches.BatchShape`.
       peak_learning_rate: where the cosine begins, after the warm-up.
       final_fraction: where it ends, as a fraction of that.
@@ -151,7 +152,9 @@ def train_reward(
     compile_cache.enable()
     chat_format = _chat_format(vocabulary, objective)
     known, test = _known_and_test(paths, test_paths, held_out_share, texts)
-    limit = settings.length_tokens
+    # Rows may be longer than what the model was trained for; a response may not, as none that is
+    # could be scored afterwards.
+    limit = min(settings.length_tokens, objective.model.trained_length)
     learnt, held_out = (
         encoded(part, chat_format, prompts=texts, max_tokens=limit) for part in (known, test)
     )
@@ -233,7 +236,8 @@ def _batches(
             f"{len(learnt)} prompts to train on and {len(held_out)} to measure on whose responses "
             "can be compared: give more in train_reward.train_reward.preferences, others in "
             "train_reward.train_reward.test_preferences, or set train_reward.RewardSettings."
-            f"length_tokens to more (left out: {learnt.dropped} and {held_out.dropped})"
+            "length_tokens and config.TransformerConfig.trained_length to more (left out: "
+            f"{learnt.dropped} and {held_out.dropped})"
         )
     shape = BatchShape(settings.length_tokens, settings.batch_tokens, objective.pairs_per_row)
     alike = settings.prompts_alike
@@ -255,6 +259,14 @@ def _job(
             f"job.LoopSettings.num_microbatches = {loop_settings.num_microbatches}: the responses "
             "of a prompt are compared across the rows of a batch, so it is taken in one part; set "
             "it to 1, and train_reward.RewardSettings.batch_tokens to less if memory lacks"
+        )
+    model = objective.model
+    if model.dynamic_ntk_factor is not None and settings.length_tokens > model.trained_length:
+        raise ValueError(
+            f"train_reward.RewardSettings.length_tokens = {settings.length_tokens} is more than "
+            f"config.TransformerConfig.trained_length = {model.trained_length}, and packed rows of "
+            "that length would stretch the rotary base, which responses alone do not: set it to "
+            "that, or config.TransformerConfig.dynamic_ntk_factor to None"
         )
     num_steps = batches.num_batches(settings.epochs)
     warmup_steps = min(round(settings.warmup_share * num_steps), num_steps - 1)

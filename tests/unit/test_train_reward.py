@@ -204,6 +204,12 @@ def test_what_cannot_be_learnt_is_refused(tmp_path, given):
     with pytest.raises(ValueError, match=r"train_reward\.train_reward\.vocabulary"):
         larger = Reward(dataclasses.replace(MODEL, vocab_size=500))
         run(tmp_path, preferences, objective=larger, **fixed)
+    with pytest.raises(ValueError, match=r"trained_length = 64.*stretch the rotary base"):
+        shorter = Reward(dataclasses.replace(MODEL, trained_length=64, dynamic_ntk_factor=2.0))
+        run(tmp_path, preferences, objective=shorter, **fixed)
+    with pytest.raises(ValueError, match="trained_length to more"):
+        shortest = Reward(dataclasses.replace(MODEL, trained_length=8))
+        run(tmp_path, preferences, objective=shortest, **fixed)
     with pytest.raises(ValueError, match=r"job\.LoopSettings\.num_microbatches = 2"):
         run(tmp_path, preferences, loop_settings=LoopSettings(num_microbatches=2), **fixed)
     with pytest.raises(ValueError, match=r"line 1: domain 'short' has no prompt in .*reward"):
