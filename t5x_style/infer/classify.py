@@ -27,7 +27,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from t5x_style.infer.sampler import bucket
+from t5x_style.infer.pool import bucket
 from t5x_style.models import classifier
 from t5x_style.models.config import TransformerConfig
 from t5x_style.parallel import rules
