@@ -44,20 +44,23 @@ class TextBuffer:
         lengths_D = np.fromiter((len(text) for text in texts), np.int64, len(texts))
         ends_D = np.cumsum(lengths_D + 1) - 1
         prefix_B1 = np.zeros(len(bytes_B) + 1, np.uint64)
-        weights_B = _byte_values()[bytes_B] * _powers(_MULTIPLIER, len(bytes_B))
+        weights_B = _byte_values().take(bytes_B)
+        weights_B *= _powers(_MULTIPLIER, len(bytes_B))
         np.cumsum(weights_B, out=prefix_B1[1:])
         return cls(bytes_B, ends_D - lengths_D, ends_D, prefix_B1)
 
     def span_hashes(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Returns uint64 hashes of the spans [start, end), the same for equal bytes anywhere."""
-        sums = self.prefix_B1[ends] - self.prefix_B1[starts]
-        inverse = _powers(_INVERSE, len(self.bytes_B) + 1)
-        return mix(sums * inverse[starts] + (ends - starts).astype(np.uint64))
+        sums = self.prefix_B1.take(ends)
+        sums -= self.prefix_B1.take(starts)
+        sums *= _powers(_INVERSE, len(self.bytes_B) + 1).take(starts)
+        sums += (ends - starts).view(np.uint64)
+        return mix(sums)
 
     def words(self, is_word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns int64 starts and ends of the runs of word bytes, given as bool [256]."""
         padded = np.zeros(len(self.bytes_B) + 2, bool)
-        padded[1:-1] = is_word[self.bytes_B]
+        padded[1:-1] = is_word.take(self.bytes_B)
         edges = np.flatnonzero(padded[1:] != padded[:-1])
         return edges[::2], edges[1::2]
 

@@ -22,6 +22,7 @@ from t5x_style.data.token_store import TokenStore
 Batch = dict[str, np.ndarray]
 
 _MAX_BLOCK_ROWS = 4096
+_ALL_ROWS = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +178,40 @@ def validation_batches(
     return _one_pass(cursor, length, batch_size, own)
 
 
+def epoch_steps(
+    components: Sequence[Component],
+    length: int,
+    batch_size: int,
+    seed: int,
+    window_examples: int = 4096,
+    epochs: float = 1.0,
+) -> int:
+    """Returns the batches after which the first component has come round so often.
+
+    The last of these batches may have some rows of the next epoch.
+
+    Args:
+      components, length, batch_size, seed, window_examples: as `Batches` has them; other ones
+        pack into other rows.
+      epochs: how often each example of the first component is to come.
+
+    Raises:
+      ValueError: a setting makes no sense, or the first component's store is missing or empty.
+    """
+    if not components or epochs <= 0:
+        raise ValueError(
+            f"batches.epoch_steps.epochs = {epochs} must be above 0, and there must be components"
+        )
+    own_rows_of(length, batch_size, None)
+    first = components[0]
+    cursor = _Cursor(first, TokenStore.open(first.store), length, seed, 0, window_examples)
+    num_rows = 0
+    while cursor.place < epochs * cursor.num_examples:
+        num_rows += len(cursor.take_from_window(_ALL_ROWS)[1])
+    shares = _Shares([component.rate for component in components], seed)
+    return math.ceil(shares.end_row(0, num_rows) / batch_size)
+
+
 def _one_pass(cursor: "_Cursor", length: int, batch_size: int, own: range) -> Iterator[Batch]:
     batch, filled = packing.empty_rows(len(own), length), 0
     while cursor.place < cursor.num_examples:
@@ -304,6 +339,12 @@ class _Shares:
         by_block = scrambled(rows, (self._seed,)).reshape(-1, self._size)
         owners = self._slots[np.argsort(by_block, axis=1, kind="stable")].reshape(-1)
         return owners[first_row - rows[0] :][:num_rows]
+
+    def end_row(self, number: int, num_rows: int) -> int:
+        """Returns the row of the global stream after so many rows, at least 1, of a component."""
+        blocks, within = divmod(num_rows - 1, int((self._slots == number).sum()))
+        owners = self.components(blocks * self._size, self._size)
+        return blocks * self._size + int(np.flatnonzero(owners == number)[within]) + 1
 
 
 def own_rows_of(length: int, batch_size: int, rows: range | None) -> range:

@@ -5,8 +5,6 @@ into a seqio Task; `run.tasks` writes its token stores.
 """
 
 import dataclasses
-import glob
-import gzip
 import json
 import os
 import re
@@ -18,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from t5x_style.corpus.documents import document_id, shard_paths, split_of
+from t5x_style.data.text_files import kind_of, matching_files, open_bytes
 
 SPLITS = ("train", "validation")
 
@@ -96,10 +95,11 @@ def task_files(task: TextTask, documents: str | os.PathLike[str] | None) -> dict
             )
         train = shard_paths(documents)
     else:
-        train = _expand(task.train_files, f"task {task.name}: TextTask.train_files")
+        train = matching_files(task.train_files, _KINDS, f"task {task.name}: TextTask.train_files")
     validation = train
     if task.validation_files is not None:
-        validation = _expand(task.validation_files, f"task {task.name}: TextTask.validation_files")
+        setting = f"task {task.name}: TextTask.validation_files"
+        validation = matching_files(task.validation_files, _KINDS, setting)
     for path in dict.fromkeys([*train, *validation]):
         if _kind(path) == ".parquet":
             _check_columns(task, path)
@@ -179,12 +179,12 @@ def _records(task: TextTask, path: Path) -> Iterator[Record | str]:
     if kind == ".parquet":
         yield from _parquet_records(task, path)
     elif kind == ".jsonl":
-        with _open(path) as file:
+        with open_bytes(path) as file:
             for line in file:
                 if line.strip():
                     yield _json_record(line)
     else:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             try:
                 text = file.read().decode("utf-8-sig")
             except UnicodeDecodeError:
@@ -226,25 +226,4 @@ _KINDS = {".parquet": ".parquet", ".jsonl": ".jsonl", ".ndjson": ".jsonl", ".txt
 
 
 def _kind(path: Path) -> str:
-    return _KINDS[Path(path.stem).suffix if path.suffix == ".gz" else path.suffix]
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-
-
-def _expand(patterns: str | Sequence[str], setting: str) -> list[Path]:
-    paths: list[Path] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        if not found:
-            raise ValueError(f"{setting} = {pattern!r} matches no file")
-        paths.extend(Path(path) for path in found)
-    for path in paths:
-        try:
-            _kind(path)
-        except KeyError:
-            raise ValueError(
-                f"{setting}: {path} is none of {', '.join(_KINDS)} (or one of these with .gz)"
-            ) from None
-    return paths
+    return _KINDS[kind_of(path)]

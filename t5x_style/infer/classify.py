@@ -3,9 +3,8 @@
 A folder holds the encoder's config and how texts are read (classifier.json) and its weights
 (weights.npz, fp32). What turns a text into ids is handed in. Training is elsewhere.
 
-A batch of one length always has the same number of rows, filled up with padding, and rows share
-nothing; so a text's score does not depend on the texts that it comes with, but for the rounding of
-the last bits on some platforms. Scores are rounded to four decimals, which hides that.
+A text's score does not depend on the texts that it comes with, but for the rounding of the last
+bits on some platforms (see `bucketed`). Scores are rounded to four decimals, which hides that.
 
 Legend: B batch, T length.
 """
@@ -14,10 +13,9 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from t5x_style.infer.pool import bucket
+from t5x_style.infer.bucketed import BucketedRows
 from t5x_style.models import classifier
 from t5x_style.models.config import TransformerConfig
 from t5x_style.parallel import rules
@@ -95,9 +93,15 @@ class TextClassifier:
         classifier.check(model, pooling)
         self.model, self.pooling, self.reading = model, pooling, reading
         self._encode, self._bos_id = encode, bos_id
-        self._mesh = MeshConfig().build(jax.local_devices()) if mesh is None else mesh
-        shardings = rules.param_shardings(_boxed(model, pooling), self._mesh)
+        mesh = MeshConfig().build(jax.local_devices()) if mesh is None else mesh
+        shardings = rules.param_shardings(_boxed(model, pooling), mesh)
         self._params = jax.device_put(params, shardings)
+        self._rows = BucketedRows(
+            functools.partial(_logits, self._params, config=model, pooling=pooling),
+            mesh,
+            batch_tokens=reading.batch_tokens,
+            longest=reading.windows.length_tokens,
+        )
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         """Returns float32 [D]: how probable the label is of each text, from 0 to 1.
@@ -109,53 +113,11 @@ class TextClassifier:
             pieces = self.reading.windows.cut(self._encode(text), self._bos_id)
             windows += pieces
             owners += [number] * len(pieces)
-        of_windows = self._window_scores(windows)
+        of_windows = 1 / (1 + np.exp(-self._rows.numbers(windows)))
         bounds = np.searchsorted(owners, np.arange(len(texts) + 1))
         aggregate = _AGGREGATES[self.reading.aggregate]
         found = [aggregate(of_windows[a:b]) for a, b in itertools.pairwise(bounds)]
         return np.round(np.array(found, np.float64), _DECIMALS).astype(np.float32)
-
-    def _window_scores(self, windows: Sequence[Sequence[int]]) -> np.ndarray:
-        scores = np.zeros(len(windows), np.float64)
-        pending: tuple[Sequence[int], jax.Array] | None = None
-        with jax.set_mesh(self._mesh):
-            for batch in [*self._batches(windows), None]:
-                # The devices work on a batch while the host reads what came of the one before.
-                running = None if batch is None else (batch[0], self._run(windows, *batch))
-                if pending is not None:
-                    chosen, logits_B = pending
-                    logits = np.asarray(logits_B, np.float64)[: len(chosen)]
-                    scores[list(chosen)] = 1 / (1 + np.exp(-logits))
-                pending = running
-        return scores
-
-    def _batches(self, windows: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], int]]:
-        """Yields the places of windows to score together, and the length of their rows."""
-        longest = self.reading.windows.length_tokens
-        buckets: dict[int, list[int]] = {}
-        for place, window in enumerate(windows):
-            buckets.setdefault(min(bucket(len(window)), longest), []).append(place)
-        for length, places in sorted(buckets.items()):
-            num_rows = self._num_rows(length)
-            for start in range(0, len(places), num_rows):
-                yield places[start : start + num_rows], length
-
-    def _num_rows(self, length: int) -> int:
-        on_device = max(1, self.reading.batch_tokens // length)
-        axes = [axis for axis in rules.DEFAULT_RULES["act_batch"] if axis in self._mesh.shape]
-        return on_device * math.prod(self._mesh.shape[axis] for axis in axes)
-
-    def _run(
-        self, windows: Sequence[Sequence[int]], places: Sequence[int], length: int
-    ) -> jax.Array:
-        shape = (self._num_rows(length), length)
-        tokens_BT, segment_ids_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        for row, place in enumerate(places):
-            tokens_BT[row, : len(windows[place])] = windows[place]
-            segment_ids_BT[row, : len(windows[place])] = 1
-        rows = rules.sharding_of(("act_batch", "act_length"), shape, self._mesh)
-        placed = jax.device_put((tokens_BT, segment_ids_BT), rows)
-        return _logits(self._params, *placed, config=self.model, pooling=self.pooling)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes config and weights into an existing folder."""

@@ -10,36 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from t5x_style.models import initializers
 from t5x_style.models.config import TransformerConfig
+from t5x_style.models.scalar_head import ScalarHead
 from t5x_style.models.transformer import Transformer
-from t5x_style.models.weights import weight
 from t5x_style.ops.classification import segment_means
-from t5x_style.parallel.rules import gather
 
 POOLINGS = ("mean", "first")
-
-
-class ClassifierHead(nn.Module):
-    """A linear map from a token's hidden state to a logit."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        config = self.config
-        kernel_D = weight(
-            self,
-            config,
-            "kernel",
-            initializers.normal(config.init_std),
-            (config.embed_dim,),
-            ("embed",),
-        )
-        bias = weight(self, config, "bias", nn.initializers.zeros, (), ())
-        wide: Any = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-        kernel_D: Any = gather(kernel_D, ("embed",))
-        return jnp.sum(hidden_BTD.astype(wide) * kernel_D.astype(wide), axis=-1) + bias.astype(wide)
 
 
 class Classifier(nn.Module):
@@ -71,7 +47,8 @@ class Classifier(nn.Module):
         hidden_BTD = Transformer(self.config, has_head=False, name="encoder")(
             tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT
         )
-        logits_BT = ClassifierHead(self.config, name="head")(hidden_BTD)
+        head = ScalarHead(self.config, self.config.init_std, has_bias=True, name="head")
+        logits_BT = head(hidden_BTD)
         is_counted_BT = segment_ids_BT > 0
         if self.pooling == "first":
             is_counted_BT &= positions_BT == 0

@@ -96,9 +96,7 @@ class Classification:
 
     def flops_per_token(self, length: int, keys_per_token: float | None = None) -> float:
         """Returns the operations of forward and backward pass for one token, see `train.flops`."""
-        vocabulary_head = 6 * self.model.embed_dim * self.model.vocab_size
-        of_model = flops.training_flops_per_token(self.model, length, keys_per_token)
-        return of_model - vocabulary_head + 6 * self.model.embed_dim
+        return flops.with_scalar_head(self.model, length, keys_per_token)
 
 
 def _count(is_counted: jax.Array) -> jax.Array:

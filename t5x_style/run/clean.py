@@ -1,5 +1,7 @@
 """The clean verb: the second stage of WanJuan-CC, documents that pass the rules."""
 
+from collections.abc import Sequence
+
 from t5x_style.config import cli
 from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.wanjuan_cc import pipeline
@@ -10,7 +12,7 @@ from t5x_style.corpus.wanjuan_cc.stage_run import Run
 def clean(
     documents: str,
     output_dir: str,
-    settings: CleanSettings | None = None,
+    settings: CleanSettings | Sequence[CleanSettings] | None = None,
     executor: Executor | None = None,
     documents_per_shard: int = 8192,
     dry_run: bool = False,
@@ -20,7 +22,7 @@ def clean(
     Args:
       documents: folder of the raw ones.
       output_dir: where what is left goes.
-      settings: edits and thresholds.
+      settings: edits and thresholds; of several, the later work on what the earlier leave.
       executor: where the work is done; the cores of this machine by default.
       documents_per_shard: rows of a shard.
       dry_run: say what would be done and stop.

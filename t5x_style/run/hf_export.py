@@ -4,6 +4,7 @@ from pathlib import Path
 
 from t5x_style.artifacts import Artifact
 from t5x_style.config import cli
+from t5x_style.data.chat import ChatFormat
 from t5x_style.data.vocabulary import MODEL_NAME, Vocabulary
 from t5x_style.models.hf.checkpoint import export_params
 from t5x_style.models.hf.tokenizer_files import write_tokenizer
@@ -26,12 +27,14 @@ def hf_export(
 
     A folder in the "llama" layout opens with `transformers.AutoModelForCausalLM`; one in the
     "internlm2" layout has the published names and needs the published model's code there. No code
-    is written in either case.
+    is written in either case. A run of train_reward becomes a published reward model: in the
+    "internlm2" layout InternLM2ForRewardModel, in the other a sequence classifier with one number.
 
     Args:
       run_dir: folder of the run.
       output_dir: folder to write.
       vocabulary: the vocabulary's folder, or a `tokenizer.model`; None leaves the tokenizer out.
+        A reward model needs it, for the id at which the score is read.
       layout: "internlm2" or "llama".
       step: which checkpoint; None for the newest.
       dtype: dtype of the written weights: "float32", "bfloat16" or "float16".
@@ -49,6 +52,12 @@ def hf_export(
             f"{run_dir} is a mixture of experts, and neither layout has a place for them: set "
             "hf_export.hf_export.run_dir to a dense run"
         )
+    is_reward = "backbone" in params
+    if is_reward and vocabulary is None:
+        raise ValueError(
+            f"{run_dir} is a reward model, whose config.json names its reward id: set "
+            "hf_export.hf_export.vocabulary to the run's own"
+        )
     settings = {
         "model": config,
         "weights": digest(state.named_leaves({"params": params})),
@@ -57,7 +66,7 @@ def hf_export(
         "max_shard_bytes": max_shard_bytes,
         "adjacent_rope": adjacent_rope,
     }
-    inputs = {}
+    inputs, reward_id = {}, None
     if vocabulary is not None:
         model_path = Path(vocabulary)
         model_path = model_path / MODEL_NAME if model_path.is_dir() else model_path
@@ -68,6 +77,7 @@ def hf_export(
                 f"{texts.vocab_size}: set hf_export.vocabulary to the run's own"
             )
         inputs["vocabulary"] = model_path
+        reward_id = ChatFormat(texts).reward_id if is_reward else None
     artifact = Artifact(output_dir, stage="hf_export", settings=settings, inputs=inputs)
     if artifact.is_current():
         print(f"hf_export: {output_dir} is there already")
@@ -81,6 +91,7 @@ def hf_export(
             dtype=dtype,
             max_shard_bytes=max_shard_bytes,
             adjacent_rope=adjacent_rope,
+            reward_id=reward_id,
         )
         if vocabulary is not None:
             write_tokenizer(

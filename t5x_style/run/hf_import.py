@@ -29,7 +29,8 @@ def hf_import(
     Only JSON, safetensors and `tokenizer.model` are read, and no code that lies beside them is run.
 
     Args:
-      hf_dir: a repository on disk, in the InternLM2 or Llama layout.
+      hf_dir: a repository on disk, in the InternLM2 or Llama layout; of a language model, or of a
+        reward model, which becomes a run such as train_reward makes.
       output_dir: run folder to write.
       param_dtype: dtype in which the weights are kept.
       dtype: dtype of activations.

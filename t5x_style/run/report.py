@@ -33,6 +33,7 @@ def report(
     needle: Folders | None = None,
     router_study: Folders | None = None,
     data_study: Folders | None = None,
+    reward: Folders | None = None,
     required: Sequence[str] = (),
 ) -> None:
     """Writes report.html, which needs nothing beside it.
@@ -53,6 +54,7 @@ def report(
       needle: output folders of needle.
       router_study: the tables of router_study, the folder `table` in its output.
       data_study: the same of data_study.
+      reward: output folders of train_reward.
       required: names of the arguments above that must be there.
 
     Raises:
@@ -71,6 +73,7 @@ def report(
         "needle": needle,
         "router_study": router_study,
         "data_study": data_study,
+        "reward": reward,
     }
     if unknown := sorted(set(required) - set(arguments)):
         raise ValueError(f"report.required names {unknown}; it may name {', '.join(arguments)}")

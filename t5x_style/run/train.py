@@ -14,6 +14,7 @@ from typing import Any
 from t5x_style.config import cli, gin_files
 from t5x_style.data.batches import Batches, Component, validation_batches
 from t5x_style.data.prefetch import Prefetch, StatefulBatches
+from t5x_style.objectives.lora import LoRA
 from t5x_style.parallel.processes import Processes
 from t5x_style.train import compile_cache, description, faults, loop, run_folder, writers
 from t5x_style.train.batch import own_rows
@@ -147,17 +148,8 @@ def _identity(
     job: Job, stream: Mapping[str, Any], initial_run: InitialRun | None, run_dir: str
 ) -> dict[str, Any]:
     """Returns what a run folder must have been begun with to be gone on with, as JSON values."""
-    objective = dataclasses.asdict(job.objective)  # type: ignore[reportArgumentType]
-    objective.pop("loss_chunk_tokens", None)
-    model = objective["model"] = job.objective.model.to_dict()  # type: ignore[reportAttributeAccessIssue]
-    for name in _COMPUTED_ANYHOW:
-        del model[name]
-    if model["moe"] is None:
-        del model["moe"]
-    else:
-        del model["moe"]["dispatch"]
     identity = {
-        "objective": {"class": type(job.objective).__name__, **objective},
+        "objective": _objective(job.objective),
         "data": stream,
         "seed": job.seed,
         "initial_run": None if initial_run is None else initial_run.identity(),
@@ -168,6 +160,23 @@ def _identity(
         # The earlier run is no longer there to be asked; nor is it needed any more.
         initial["key"] = before["identity"]["initial_run"]["key"]
     return identity
+
+
+def _objective(objective: Any) -> dict[str, Any]:
+    """Returns what an objective minimises, as JSON values."""
+    values = dataclasses.asdict(objective)
+    if isinstance(objective, LoRA):
+        values["objective"] = _objective(objective.objective)
+        return {"class": "LoRA", **values}
+    values.pop("loss_chunk_tokens", None)
+    model = values["model"] = objective.model.to_dict()
+    for name in _COMPUTED_ANYHOW:
+        del model[name]
+    if model["moe"] is None:
+        del model["moe"]
+    else:
+        del model["moe"]["dispatch"]
+    return {"class": type(objective).__name__, **values}
 
 
 if __name__ == "__main__":

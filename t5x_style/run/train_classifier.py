@@ -26,7 +26,7 @@ from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.run.train import fit_in_folder
 from t5x_style.run.train_scorer import MEASURES
 from t5x_style.train import checkpoint, compile_cache, faults
-from t5x_style.train.initial_encoder import InitialEncoder
+from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import Job, LoopSettings
 from t5x_style.train.optimizers import AdamW
 from t5x_style.train.schedules import WarmupCosine
@@ -103,7 +103,9 @@ def train_classifier(
     settings, reading = settings or ClassifierSettings(), reading or ReadingSettings()
     initial_run = None
     if initial_run_dir is not None:
-        initial_run = InitialEncoder(initial_run_dir, objective=objective, seed=settings.seed)
+        initial_run = InitialPart(
+            initial_run_dir, objective=objective, part="encoder", seed=settings.seed
+        )
     paths, test_paths = listed(examples), listed(test_examples)
     inputs = {"examples": paths, "test_examples": test_paths}
     if vocabulary is not None:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from t5x_style.models import lora
 from t5x_style.models.config import TransformerConfig
 from t5x_style.train import run_folder
 from t5x_style.train import state as states
@@ -259,6 +261,8 @@ def load_model(
 ) -> tuple[TransformerConfig, Any]:
     """Returns the config and the verified params of a run, without its optimiser state.
 
+    The params of a run with low-rank adapters come merged.
+
     Args:
       run_dir: a run folder.
       step: which checkpoint; None for the newest.
@@ -274,17 +278,34 @@ def load_model(
     path = folder / str(step)
     try:
         record = _intact(path, "its record is damaged", read_record, path)
-        abstract: dict[str, Any] = {}
-        for name, (shape, dtype) in record["leaves"].items():
-            if _part_of(name) == "params":
-                *parents, last = name.split("/")
-                node = abstract
-                for parent in parents:
-                    node = node.setdefault(parent, {})
-                node[last] = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
-        return config, restore(path, abstract).tree["params"]
+        params = restore(path, _abstract_params(record, sharding)).tree["params"]
+        return config, lora.merged(params) if lora.is_adapted(params) else params
     except DamagedCheckpointError as error:
         raise ValueError(f"{error}; name another step, of {committed_steps(folder)}") from error
+
+
+def restore_params(path: str | Path, abstract: Any) -> Any:
+    """Returns the verified params of a checkpoint, without its optimiser state.
+
+    Those of a model with low-rank adapters are merged where params without any are wanted.
+
+    Args:
+      path: folder of one step.
+      abstract: params as `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises:
+      ValueError: the checkpoint's params have other names, shapes or dtypes.
+      DamagedCheckpointError: it does not read back as it was saved.
+    """
+    path = Path(path).absolute()
+    record = _intact(path, "its record is damaged", read_record, path)
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    saved = _abstract_params(record, NamedSharding(mesh, PartitionSpec()))["params"]
+    if lora.is_adapted(abstract) or not lora.is_adapted(saved):
+        return restore(path, {"params": abstract}).tree["params"]
+    adapted = restore(path, {"params": {**saved, lora.BASE: abstract}}).tree["params"]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(lora.merged, out_shardings=shardings)(adapted)
 
 
 def save_model(run_dir: str | Path, config: TransformerConfig, params: Any) -> None:
@@ -306,6 +327,19 @@ def chosen_step(folder: str | Path, step: int | None) -> int:
         wanted = "any step" if step is None else f"step {step}"
         raise ValueError(f"{folder} holds no checkpoint of {wanted}; it has: {steps}")
     return steps[-1] if step is None else step
+
+
+def _abstract_params(record: Mapping[str, Any], sharding: Any) -> dict[str, Any]:
+    """Returns {"params": ...} of a record as shapes, all leaves with one sharding."""
+    abstract: dict[str, Any] = {}
+    for name, (shape, dtype) in record["leaves"].items():
+        if _part_of(name) == "params":
+            *parents, last = name.split("/")
+            node = abstract
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
+    return abstract
 
 
 def _part_of(name: str) -> str:

@@ -49,6 +49,14 @@ def training_flops_per_token(
     return 3 * (2 * matrix_parameters(config) + attention)
 
 
+def with_scalar_head(
+    config: TransformerConfig, length: int, keys_per_token: float | None = None
+) -> float:
+    """Returns `training_flops_per_token` of a model whose head makes one number, not logits."""
+    of_model = training_flops_per_token(config, length, keys_per_token)
+    return of_model - 6 * config.embed_dim * (config.vocab_size - 1)
+
+
 def recomputed_flops_per_token(config: TransformerConfig, length: int) -> float:
     """Returns the operations that rematerialisation adds for one token, of one document a row.
 

@@ -102,7 +102,7 @@ class InitialRun:
         try:
             if self.mode == "continue":
                 return checkpoint.restore(path, abstract).tree
-            params = checkpoint.restore(path, {"params": abstract.params}).tree["params"]
+            params = checkpoint.restore_params(path, abstract.params)
         except checkpoint.DamagedCheckpointError as error:
             raise ValueError(f"{error}; set job.InitialRun.step to an older step") from error
         return states.with_params(params, transformation, abstract)

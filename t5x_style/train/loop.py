@@ -134,7 +134,7 @@ def _first_state(
     restored = saver.restore_newest(job.abstract_state)
     if restored is not None:
         return restored.tree, restored.extra
-    transformation = job.optimizer.transformation()
+    transformation = states.on_trained(job.objective, job.optimizer.transformation())
     if initial_run is not None:
         return initial_run.load(job.abstract_state, transformation), {}
     abstract = job.abstract_state

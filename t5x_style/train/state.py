@@ -6,7 +6,7 @@ in a stated order: the run's own newest checkpoint, an earlier run's, fresh ones
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -28,6 +28,15 @@ class InitialisesParams(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainsPart(Protocol):
+    """What an objective has that leaves some of its params as they are."""
+
+    def is_trained(self, name: str) -> bool:
+        """Whether training changes the parameter of this name, such as "lora/layers/a"."""
+        ...
+
+
 @flax.struct.dataclass
 class TrainState:
     """Everything that a step changes.
@@ -35,7 +44,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, batches consumed since the start of the whole plan, skipped ones included.
       params: tree of parameters in their own dtype.
-      opt_state: state of the optax transformation.
+      opt_state: state of the optax transformation, for the params that are trained.
       skipped_steps: int32 scalar, updates not made because a gradient was not finite.
     """
 
@@ -67,7 +76,7 @@ def abstract_state(
     """
     boxed = jax.eval_shape(objective.init, jax.random.key(0))
     params = _abstract_params(boxed, mesh, rules)
-    moments = _abstract_params(boxed, mesh, optimizer_rules or rules)
+    moments = trained_part(objective, _abstract_params(boxed, mesh, optimizer_rules or rules))
     whole = NamedSharding(mesh, PartitionSpec())
 
     def on_every_device(leaf: Any) -> Any:
@@ -76,7 +85,7 @@ def abstract_state(
     opt_state = optax.tree.map_params(
         transformation,
         lambda leaf, moment: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=moment.sharding),
-        jax.eval_shape(transformation.init, params),
+        jax.eval_shape(transformation.init, trained_part(objective, params)),
         moments,
         transform_non_params=on_every_device,
     )
@@ -103,7 +112,8 @@ def initialise(
     def draw(rng: jax.Array) -> TrainState:
         params = nn.unbox(objective.init(rng))
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, transformation.init(params), zero)
+        trained = trained_part(objective, params)
+        return TrainState(zero, params, transformation.init(trained), zero)
 
     return _on_its_devices(draw, abstract)(jax.random.key(seed))
 
@@ -118,6 +128,34 @@ def with_params(
         return TrainState(zero, params, transformation.init(params), zero)
 
     return _on_its_devices(start, abstract)(params)
+
+
+def trained_part(objective: Any, params: Any) -> Any:
+    """Returns a tree like the params, or the params' shardings, with None for what is frozen."""
+    if not isinstance(objective, TrainsPart):
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if objective.is_trained(leaf_name(path)) else None, params
+    )
+
+
+def with_trained(params: Any, trained: Any) -> Any:
+    """Returns the params with those that are trained taken from another tree."""
+    return jax.tree.map(
+        lambda new, old: old if new is None else new,
+        trained,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def on_trained(
+    objective: Any, transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Returns a transformation whose state, made from all params, is for the trained ones."""
+    return optax.GradientTransformation(
+        lambda params: transformation.init(trained_part(objective, params)), transformation.update
+    )
 
 
 def leaf_name(path: Any) -> str:

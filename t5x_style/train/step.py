@@ -14,7 +14,7 @@ import optax
 
 from t5x_style.parallel import rules as axis_rules
 from t5x_style.train.optimizers import clip_scale
-from t5x_style.train.state import InitialisesParams, TrainState
+from t5x_style.train.state import InitialisesParams, TrainState, trained_part, with_trained
 
 Batch = Mapping[str, jax.Array]
 MetricPairs = dict[str, tuple[jax.Array, jax.Array]]
@@ -79,13 +79,18 @@ def make_train_step(
     """
 
     def gradient(params: Any, batch: Batch, rng: jax.Array) -> tuple[Any, ...]:
-        def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, MetricPairs]]:
-            loss_sum, weight_sum, metrics = objective.loss(params, batch, rng)
+        def loss(trained: Any) -> tuple[jax.Array, tuple[jax.Array, MetricPairs]]:
+            loss_sum, weight_sum, metrics = objective.loss(
+                with_trained(params, trained), batch, rng
+            )
             return loss_sum, (weight_sum, metrics)
 
-        (loss_sum, (weight_sum, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (loss_sum, (weight_sum, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
+            trained_part(objective, params)
+        )
         if gradient_shardings is not None:
-            grads = jax.lax.with_sharding_constraint(grads, gradient_shardings)
+            shardings = trained_part(objective, gradient_shardings)
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
         return grads, loss_sum, weight_sum, metrics
 
     def summed_gradient(params: Any, batch: Batch, rng: jax.Array) -> tuple[Any, ...]:
@@ -111,11 +116,12 @@ def make_train_step(
         is_finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss_sum)
 
         factor = clip_scale(grad_norm, clip_norm) / num_weights
-        grads = jax.tree.map(lambda g, p: (g * factor).astype(p.dtype), grads, state.params)
-        directions, opt_state = transformation.update(grads, state.opt_state, state.params)
+        trained = trained_part(objective, state.params)
+        grads = jax.tree.map(lambda g, p: (g * factor).astype(p.dtype), grads, trained)
+        directions, opt_state = transformation.update(grads, state.opt_state, trained)
         learning_rate = schedule(state.step)
-        params = jax.tree.map(
-            lambda p, d: (p - learning_rate * d).astype(p.dtype), state.params, directions
+        updated = jax.tree.map(
+            lambda p, d: (p - learning_rate * d).astype(p.dtype), trained, directions
         )
 
         def kept(new: Any, old: Any) -> Any:
@@ -129,7 +135,7 @@ def make_train_step(
         }
         state = TrainState(
             step=state.step + 1,
-            params=kept(params, state.params),
+            params=with_trained(state.params, kept(updated, trained)),
             opt_state=kept(opt_state, state.opt_state),
             skipped_steps=state.skipped_steps + jnp.where(is_finite, 0, 1),
         )

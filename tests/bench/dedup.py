@@ -38,10 +38,10 @@ def _serve(path: str) -> None:
         DedupSettings,
         candidate_pairs,
         find_duplicates,
-        jaccard_of_pairs,
         minhash_signatures,
         shingle_hashes,
     )
+    from t5x_style.corpus.wanjuan_cc.jaccard import jaccard_of_pairs
 
     settings = DedupSettings()
     texts = json.loads(Path(path).read_text())

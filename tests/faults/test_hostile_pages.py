@@ -292,6 +292,11 @@ def mask(text):
     pii.mask(text, pii.MaskSettings())
 
 
+def edits(text):
+    settings = clean.CleanSettings(drop_citations=True, min_line_words=2, max_line_word_chars=1000)
+    clean.cut_spans(text, clean.spans_to_cut(text, settings), [])
+
+
 def rules(text):
     clean.reasons_to_drop(statistics.text_statistics([text]), clean.CleanSettings())
 
@@ -320,7 +325,9 @@ WORST = {
     "combining marks": (raw.tidy, lambda n: "a" + "\u0301" * n + "\u0316" * n, 50_000),
     "signs": (raw.tidy, lambda n: ("a" + "\u2603" * 30) * n, 5_000),
     "meta elements": (lambda page: raw.decode_page(page, ""), lambda n: b"<meta charset" * n, 300),
-    "policies": (clean._POLICY.search, lambda n: "terms of us" * n, 100_000),
+    "policies": (edits, lambda n: "terms of us" * n, 100_000),
+    "citations": (edits, lambda n: "[1" * n + "[" * n + "[1]\n" * n, 50_000),
+    "lines of one word": (edits, lambda n: " a\n" * n, 100_000),
     "one long word": (rules, lambda n: "x" * n, 500_000),
     "equal words": (rules, lambda n: "a " * n, 100_000),
     "equal lines": (rules, lambda n: "ab\n" * n, 50_000),

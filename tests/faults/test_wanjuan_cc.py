@@ -5,11 +5,9 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -18,11 +16,10 @@ from t5x_style.corpus.documents import Funnel, read_documents
 from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.corpus.guard import GuardLimits
 from t5x_style.corpus.wanjuan_cc.raw import RawSettings
+from tests.faults.killed_curation import STAGES, contents, has_begun, is_done, start_curate
 from tests.unit.curation import Curation, curate
 from tests.unit.web_archives import prose, prose_pages, write_archive
 
-STAGES = ("raw", "clean", "dedup", "safe", "documents")
-ROOT = Path(__file__).resolve().parents[2]
 TEXT = "".join(f"<p>{paragraph}</p>" for paragraph in prose(1000)).encode()
 
 NUMBERS = [str(number * 7919 % 100_003) for number in range(300_000)]
@@ -70,23 +67,6 @@ def urls_of(folder):
     return [url for batch in read_documents(folder, ["url"]) for url in batch["url"].to_pylist()]
 
 
-def start_curate(folder, archives):
-    program = (
-        "from t5x_style.corpus.engine.executors import LocalExecutor\n"
-        "from tests.unit.curation import Curation, curate\n"
-        "settings = Curation(documents_per_shard=40, documents_per_partition=60)\n"
-        "executor = LocalExecutor(2)\n"
-        f"curate({str(folder)!r}, {str(archives)!r}, settings=settings, executor=executor)\n"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.slow
 def test_curation_killed_at_any_moment_ends_with_the_same_bytes(tmp_path):
     archives = tmp_path / "in"
@@ -130,10 +110,9 @@ def test_a_worker_killed_in_each_stage_changes_nothing(tmp_path):
     def strike():
         """Kills a worker once a stage has begun to keep what its tasks made."""
         for stage in STAGES:
-            work, done = tmp_path / "killed" / f"{stage}.work", tmp_path / "killed" / stage
-            while not (work.is_dir() and any(work.iterdir())):
+            while not has_begun(tmp_path / "killed", stage):
                 time.sleep(0.002)
-            while not done.exists():
+            while not is_done(tmp_path / "killed", stage):
                 if workers := multiprocessing.active_children():
                     workers[0].kill()
                     struck.append(stage)
@@ -146,9 +125,4 @@ def test_a_worker_killed_in_each_stage_changes_nothing(tmp_path):
         curate(tmp_path / "killed", archives, settings=settings, executor=executor)
     thread.join(10)
     assert len(struck) >= 3, struck
-    for stage in STAGES:
-        found, wanted = (
-            json.loads((tmp_path / name / stage / MANIFEST_NAME).read_text())["content"]
-            for name in ("killed", "expected")
-        )
-        assert found == wanted
+    assert contents(tmp_path / "killed") == contents(tmp_path / "expected")

@@ -13,6 +13,7 @@ from ml_dtypes import bfloat16
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.models.hf.checkpoint import PublishedCheckpoint, export_params
+from t5x_style.models.reward import RewardModel
 from tests.golden import hf_models
 
 _ATOL = 1e-4
@@ -39,10 +40,12 @@ def _assert_same_trees(found, expected, vocab_size: int) -> None:
     """Compares bit by bit, and wants zeros in the padding of the vocabulary."""
     expected = dict(expected)
     table_VD = np.array(expected["tok_embeddings"]["embedding"])
-    kernel_DV = np.array(expected["output"]["kernel"])
     table_VD[vocab_size:] = 0
-    kernel_DV[:, vocab_size:] = 0
-    expected |= {"tok_embeddings": {"embedding": table_VD}, "output": {"kernel": kernel_DV}}
+    expected["tok_embeddings"] = {"embedding": table_VD}
+    if "output" in expected:
+        kernel_DV = np.array(expected["output"]["kernel"])
+        kernel_DV[:, vocab_size:] = 0
+        expected["output"] = {"kernel": kernel_DV}
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
@@ -114,6 +117,49 @@ def test_internlm2_export_follows_the_published_formulas(name, tmp_path):
     tensors = _published_tensors(tmp_path)
     expected = np.stack([_internlm2_logits(tensors, settings, ids_T) for ids_T in ids_BT])
     np.testing.assert_allclose(_logits(config, params, ids_BT), expected, atol=_ATOL, rtol=0)
+
+
+def _reward_params(config):
+    """Of a reward model: the seeded weights without the output matrix, and a head."""
+    backbone = hf_models.seeded_params(config)
+    del backbone["output"]
+    head = np.random.default_rng(5).normal(size=config.embed_dim).astype(np.float32)
+    return {"backbone": backbone, "head": {"kernel": head}}
+
+
+def test_a_reward_model_has_the_released_layout_and_follows_the_published_formulas(tmp_path):
+    config, ids_BT = hf_models.MODELS["plain"], hf_models.golden_ids()
+    params = _reward_params(config)
+    export_params(config, params, tmp_path, layout="internlm2", reward_id=77)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["architectures"] == ["InternLM2ForRewardModel"]
+    assert settings["auto_map"]["AutoModel"] == "modeling_internlm2.InternLM2ForRewardModel"
+    assert set(settings["auto_map"]) == {"AutoConfig", "AutoModel"}
+    assert settings["reward_token_id"] == 77
+    tensors = _published_tensors(tmp_path)
+    assert tensors["v_head.weight"].shape == (1, config.embed_dim)
+    assert "output.weight" not in tensors
+    tensors["output.weight"] = tensors["v_head.weight"]
+    expected = np.stack([_internlm2_logits(tensors, settings, ids_T)[:, 0] for ids_T in ids_BT])
+    found = RewardModel(config).apply({"params": params}, ids_BT)
+    np.testing.assert_allclose(found, expected, atol=_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["internlm2", "llama"])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_reward_model_comes_back_with_the_same_bits(layout, scan_layers, tmp_path):
+    config = _config(scan_layers=scan_layers)
+    params = _reward_params(config)
+    export_params(config, params, tmp_path, layout=layout, max_shard_bytes=20_000, reward_id=77)
+    choices = {"scan_layers": scan_layers, "vocab_multiple": config.vocab_multiple}
+    published = PublishedCheckpoint(tmp_path, **choices)
+    assert (published.config, published.is_reward) == (config, True)
+    found = published.params()
+    assert set(found) == {"backbone", "head"}
+    np.testing.assert_array_equal(found["head"]["kernel"], params["head"]["kernel"])
+    _assert_same_trees(found["backbone"], params["backbone"], config.vocab_size)
+    with pytest.raises(ValueError, match="output/kernel is missing"):
+        export_params(config, params["backbone"], tmp_path / "x", layout=layout)
 
 
 @pytest.mark.parametrize("layout", ["internlm2", "llama"])

@@ -75,6 +75,27 @@ def test_a_run_survives_export_and_import(layout, folder, capsys):
     assert capsys.readouterr().out.count("is there already") == 2
 
 
+def test_a_reward_run_survives_export_and_import(folder):
+    backbone = jax.tree.map(jax.numpy.asarray, hf_models.seeded_params(_CONFIG))
+    del backbone["output"]
+    params = {"backbone": backbone, "head": {"kernel": jax.numpy.arange(24.0)}}
+    checkpoint.save_model(folder / "reward", _CONFIG, params)
+    published = folder / "hf_reward"
+    with pytest.raises(ValueError, match=r"is a reward model.*hf_export\.vocabulary"):
+        hf_export(str(folder / "reward"), str(published))
+    words = str(folder / "vocabulary")
+    hf_export(str(folder / "reward"), str(published), words, dtype="float32")
+    content = json.loads((published / "config.json").read_text())
+    special = Vocabulary.load(words).special_ids
+    assert content["reward_token_id"] == special["<|reward|>"]
+    hf_import(str(published), str(folder / "reward_back"))
+    config, found = checkpoint.load_model(folder / "reward_back")
+    assert config == _CONFIG
+    np.testing.assert_array_equal(found["head"]["kernel"], np.arange(24.0))
+    for name in ("layers", "norm"):
+        jax.tree.map(np.testing.assert_array_equal, found["backbone"][name], backbone[name])
+
+
 def test_the_published_tokenizer_has_the_same_ids_and_names_the_chat_tokens(folder):
     published = _export(folder, "hf_tokenizer")
     own, theirs = (Vocabulary.load(path) for path in (folder / "vocabulary", published))

@@ -27,7 +27,9 @@ from t5x_style.corpus.documents import (
     write_shards,
 )
 from t5x_style.corpus.engine.executors import LocalExecutor
+from t5x_style.data.preferences import EncodedPreferences
 from t5x_style.data.token_store import TokenStore, TokenStoreWriter
+from t5x_style.evals.preferences import preference_measures
 from t5x_style.run.statistics import statistics
 
 HOSTILE = '<script>alert("x")</script> & <b onmouseover=alert(1)>'
@@ -407,6 +409,32 @@ def _data_study(folder: Path) -> None:
         (writer.folder / "study.json").write_text(json.dumps(contents))
 
 
+def _reward(folder: Path, rng: np.random.Generator) -> None:
+    num = 120
+    preferences = EncodedPreferences(
+        tokens=np.zeros(2 * num, np.int32),
+        bounds=np.arange(2 * num + 1),
+        ranks=np.tile(np.array([0, 1], np.int32), num),
+        prompts=np.arange(0, 2 * num + 1, 2),
+        domains=tuple("helpful" if i % 3 else HOSTILE for i in range(num)),
+        dropped={},
+    )
+    measures = {
+        "num_prompts": num,
+        "num_responses": 2 * num,
+        "steps": 20,
+        "dropped": {"in_training": {"too_long": 3, "no_room": 0}, "held_out": {"too_long": 0}},
+        "scored": {
+            name: preference_measures(
+                rng.normal(size=2 * num) + shift * (1 - preferences.ranks), preferences
+            )
+            for name, shift in (("with_prompts", 2), ("without_prompts", 1))
+        },
+    }
+    with Artifact(folder, stage="train_reward", settings={}).write() as writer:
+        (writer.folder / "measures.json").write_text(json.dumps(measures))
+
+
 def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     """Writes all stages' folders and returns the report's arguments that name them."""
     rng = np.random.default_rng(0)
@@ -432,6 +460,7 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     _mixture(folder / "runs" / "mixture", rng)
     _router_study(folder / "router_study")
     _data_study(folder / "data_study")
+    _reward(folder / "reward", rng)
     stages = _stages(folder / "stages", num_documents, rng)
     with contextlib.redirect_stdout(io.StringIO()):
         statistics(str(folder / "statistics"), stages, executor=LocalExecutor(1))
@@ -447,6 +476,7 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
         "mixtures": {"mixture": str(folder / "runs" / "mixture")},
         "router_study": str(folder / "router_study"),
         "data_study": str(folder / "data_study"),
+        "reward": str(folder / "reward"),
     }
 
 

@@ -8,7 +8,7 @@ from t5x_style.corpus.wanjuan_cc.clean import (
     RULES,
     CleanSettings,
     clean,
-    keep_lines,
+    cut_spans,
     reasons_to_drop,
 )
 from t5x_style.corpus.wanjuan_cc.statistics import text_statistics
@@ -205,10 +205,10 @@ def test_policy_lines_go_and_links_keep_their_places():
     assert unedited.to_pylist() == table
 
 
-def test_keep_lines_of_nothing_and_of_everything():
-    assert keep_lines(["a", "b"], [False, False], []) == ("", [])
+def test_cut_nothing_and_everything():
+    assert cut_spans("a\nb", [(0, 2), (2, 3)], []) == ("", [])
     link = {"url": "u", "anchor": "b", "start": 2, "end": 3}
-    assert keep_lines(["a", "b"], [True, True], [link]) == ("a\nb", [link])
+    assert cut_spans("a\nb", [], [link]) == ("a\nb", [link])
 
 
 def test_a_wrong_number_of_shares_is_refused():

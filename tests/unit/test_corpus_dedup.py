@@ -8,14 +8,18 @@ import re
 import numpy as np
 import pytest
 
+from t5x_style.corpus.wanjuan_cc import jaccard
 from t5x_style.corpus.wanjuan_cc.dedup import (
     DedupSettings,
+    are_alike,
+    bucket_pairs,
     candidate_pairs,
     find_duplicates,
-    jaccard_of_pairs,
     minhash_signatures,
+    shared_keys,
     shingle_hashes,
 )
+from t5x_style.corpus.wanjuan_cc.jaccard import jaccard_of_pairs
 
 SETTINGS = DedupSettings()
 WORDS = [f"word{i}" for i in range(3000)]
@@ -253,6 +257,46 @@ def test_a_large_bucket_is_not_compared_pair_by_pair():
     pairs = candidate_pairs(minhash_signatures(copies, settings), settings)
     assert len(pairs) < 25 * 2 * 400
     assert find(copies, settings=settings).near.sum() == 399
+
+
+@pytest.mark.parametrize("max_all", [0, 2, 3, 50])
+def test_keys_that_others_have_are_paired_within_their_bucket(max_all):
+    rng = np.random.default_rng(3)
+    for num_keys, num_values in ((0, 1), (1, 1), (7, 1), (300, 60), (300, 4000)):
+        keys = rng.integers(0, num_values, num_keys).astype(np.uint64) << np.uint64(40)
+        members, buckets = shared_keys(keys)
+        first, second = members[bucket_pairs(buckets, max_all)]
+        found = list(zip(first.tolist(), second.tolist(), strict=True))
+        wanted = []
+        for key in set(keys.tolist()):
+            places = np.flatnonzero(keys == key).tolist()
+            if len(places) <= max_all:
+                wanted += itertools.combinations(places, 2)
+            else:
+                wanted += [(places[0], place) for place in places[1:]]
+                wanted += itertools.pairwise(places[1:])
+        assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.parametrize("values_per_block", [1, 500, 1 << 16])
+def test_similarity_of_pairs_is_that_of_sets_whatever_is_looked_at_together(
+    values_per_block, monkeypatch
+):
+    monkeypatch.setattr(jaccard, "_VALUES_PER_BLOCK", values_per_block)
+    monkeypatch.setattr(jaccard, "_PAIRS_PER_PRODUCT", 7)
+    rng = np.random.default_rng(5)
+    sets = [
+        np.unique(rng.integers(0, 90, rng.integers(0, 60))).astype(np.uint64) << np.uint64(57)
+        for _ in range(50)
+    ]
+    pairs = np.sort(rng.integers(0, 50, (60, 2)), axis=1)
+    as_sets = [set(values.tolist()) for values in sets]
+    wanted = [len(as_sets[i] & as_sets[j]) / max(len(as_sets[i] | as_sets[j]), 1) for i, j in pairs]
+    assert jaccard_of_pairs(sets, pairs).tolist() == wanted
+    least = sorted(wanted)[-10]  # exactly at the bound counts
+    settings = dataclasses.replace(SETTINGS, min_jaccard=least)
+    assert are_alike(sets, pairs, settings).tolist() == [value >= least for value in wanted]
+    assert jaccard_of_pairs(sets, pairs[:0]).tolist() == []
 
 
 def test_no_documents_have_no_duplicates():

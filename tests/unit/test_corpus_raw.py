@@ -15,6 +15,7 @@ from t5x_style.corpus.wanjuan_cc.raw import (
     decode_page,
     extract,
     identify_language,
+    language_of,
     prose_of,
     tidy,
 )
@@ -181,3 +182,30 @@ def test_code_does_not_hide_the_language_of_the_prose_around_it():
     assert "def" not in prose_of(mixed, 2000)
     assert identify_language(prose_of(mixed, 2000))[0] == "en"
     assert prose_of("短い文", 10) == "短い文"
+
+
+def test_a_document_is_read_until_its_language_is_sure():
+    german_page = "\n".join([GERMAN] * 40)
+    assert language_of(german_page, RawSettings()) == identify_language(prose_of(german_page, 150))
+    # A first line of names says little; more is looked at, up to the most.
+    unsure = "Anna Paul Berlin Roma Tokio Osaka Lima Oslo Turin Paris\n" * 4 + "\n".join(prose(3))
+    first = identify_language(prose_of(unsure, 150))
+    assert first[1] < RawSettings().sure_language_score
+    assert language_of(unsure, RawSettings())[0] == "en"
+    assert language_of(unsure, RawSettings())[1] > first[1]
+    capped = RawSettings(language_chars=100)
+    assert language_of(unsure, capped) == identify_language(prose_of(unsure, 100))
+    wants_more = RawSettings(min_language_score=1.0)
+    assert language_of(german_page, wants_more) == identify_language(prose_of(german_page, 2000))
+
+
+def test_capitals_are_no_language_of_their_own():
+    text = " ".join(prose(1))[:300]
+    assert identify_language(text.upper()) == identify_language(text.lower())
+    mostly = text.upper()[:280] + text[280:]
+    assert identify_language(mostly) == identify_language(mostly.lower())
+
+
+def test_the_prose_of_a_long_line_is_that_of_its_start():
+    line = "word " * 200_000
+    assert prose_of(line, 150) == ("word " * 40)[:150]

@@ -21,7 +21,8 @@ TEXTS = sorted(
 
 # Which rooms each room may import. One way: a reader who follows a document to a gradient never
 # walks back up the stairs. Modules that lie in no room, and `config.paths`, are open to all.
-# `ops` and `parallel` stand on one level; `evals` reads documents and token stores to report them.
+# `ops` and `parallel` stand on one level; `align` samples in the loop, so it reads chat formats and
+# decodes; `evals` reads documents and token stores to report them.
 ARROWS = {
     "ops": {"parallel"},
     "parallel": {"ops"},
@@ -29,6 +30,7 @@ ARROWS = {
     "train": {"models", "ops", "parallel"},
     "objectives": {"train", "models", "ops", "parallel"},
     "infer": {"models", "ops", "parallel"},
+    "align": {"objectives", "train", "infer", "models", "ops", "parallel", "data"},
     "evals": {"infer", "models", "ops", "parallel", "data", "corpus"},
     "corpus": set(),
     "data": {"corpus"},

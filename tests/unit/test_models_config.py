@@ -15,6 +15,7 @@ from t5x_style.config import gin_files
 from t5x_style.models import config
 from t5x_style.models.manifest import Parameter, manifest, parameters_of, table
 from t5x_style.objectives.classification import Classification
+from t5x_style.objectives.reward import Reward
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "manifests"
@@ -53,6 +54,17 @@ def test_manifest_of_a_classifier_is_the_frozen_one(name, request):
         path.write_text(text)
     assert text == path.read_text()
     assert text.endswith(f"\n{ENCODERS[name]:,} parameters\n")
+
+
+def test_manifest_of_a_reward_model_is_the_frozen_one(request):
+    boxed = jax.eval_shape(Reward(config_of("internlm2_1_8b")).init, jax.random.key(0))
+    text = table(parameters_of(boxed))
+    path = GOLDEN / "reward_1_8b.txt"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text)
+    assert text == path.read_text()
+    # A row that scores in place of the output matrix.
+    assert text.endswith(f"\n{TOTALS['internlm2_1_8b'] - (92544 - 1) * 2048:,} parameters\n")
 
 
 @pytest.mark.parametrize("name", [*TOTALS, *ENCODERS])

@@ -87,9 +87,9 @@ def test_nothing_is_fetched_and_nothing_runs(page, text):
 
 def test_hostile_text_is_shown_and_not_obeyed(page, text):
     words = "".join(page.text)
-    # It comes from a dropped record's reason, what was masked, two samples, three configs and a
-    # stage's setting.
-    assert words.count(report_files.HOSTILE) == 8
+    # It comes from a dropped record's reason, what was masked, two samples, three configs, a
+    # stage's setting and a domain of preferences.
+    assert words.count(report_files.HOSTILE) == 9
     assert "<script" not in text
     assert "<b " not in text
     assert not re.search(
@@ -180,6 +180,20 @@ def test_texts_are_compared_by_the_models_trained_on_them(page, text):
     assert study[: study.index("</section>")].count('class="chart"') == 1
 
 
+def test_a_reward_model_is_shown_with_and_without_prompts(page, text):
+    words = " ".join(page.text)
+    for expected in (
+        "240 responses to 120 prompts",
+        "Left out: 3 too long (in training).",
+        "With the domain's prompt",
+        "Without",
+        "Expected calibration error: 0.",
+    ):
+        assert expected in words, expected
+    section = text[text.index('id="reward"') :]
+    assert section[: section.index("</section>")].count("<tr>") == 4
+
+
 def test_a_title_is_text(page):
     assert "A <run>" in page.text
 
@@ -208,8 +222,8 @@ def test_tables_and_charts_can_be_read_aloud(page):
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
     charts = [svg for svg in page.all("svg") if svg["class"] == "chart"]
     # Lengths, statistics without tokens, training curves, experts, routers, texts, positions,
-    # needles.
-    assert len(charts) == 2 + 8 + 4 + 3 + 5 + 1 + 2 + 2
+    # needles, scores.
+    assert len(charts) == 2 + 8 + 4 + 3 + 5 + 1 + 2 + 2 + 2
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in charts)
     assert page.all("html") == [{"lang": "en"}]
 
@@ -224,7 +238,7 @@ def test_without_inputs_every_section_says_so(tmp_path):
     page = _Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     words = "".join(page.text)
     shown = [section for section in SECTIONS if section.is_shown(Inputs.from_arguments({}))]
-    hidden = {"retention", "statistics", "experts", "routers", "data-study", "needle"}
+    hidden = {"retention", "statistics", "experts", "routers", "data-study", "needle", "reward"}
     assert {s.key for s in SECTIONS} - {s.key for s in shown} == hidden
     marked = [section for section in shown if section.inputs]
     assert all(f"report.{section.inputs[0]} is not set" in words for section in marked)

@@ -19,7 +19,7 @@ from t5x_style.run.scorers import load_scorer
 from t5x_style.run.train_classifier import ClassifierSettings, train_classifier
 from t5x_style.text_windows import WindowSettings
 from t5x_style.train import checkpoint, run_folder
-from t5x_style.train.initial_encoder import InitialEncoder
+from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import Job, LoopSettings
 
 MODEL = TransformerConfig(
@@ -130,7 +130,7 @@ def test_a_trained_decoder_gives_its_weights(tmp_path, scan_layers):
     checkpoint.save_model(tmp_path, decoder, params)
     objective = Classification(dataclasses.replace(MODEL, num_layers=2))
     job = Job(objective, schedule=lambda step: step, total_steps=1, batch_size=8, length=8)
-    initial = InitialEncoder(str(tmp_path), objective=objective, seed=3)
+    initial = InitialPart(str(tmp_path), objective=objective, part="encoder", seed=3)
     with job.in_place():
         state = initial.load(job.abstract_state, job.optimizer.transformation())
     if not scan_layers:

@@ -8,6 +8,7 @@ statistics and the thresholds that says which texts it drops; the first that doe
 """
 
 import bisect
+import collections
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -17,9 +18,9 @@ import pyarrow as pa
 
 from t5x_style.corpus.documents import document_id
 from t5x_style.corpus.stages import Outcome, keep_rows
+from t5x_style.corpus.wanjuan_cc.repeats import DUPLICATE_NGRAMS, TOP_NGRAMS
 from t5x_style.corpus.wanjuan_cc.statistics import (
-    DUPLICATE_NGRAMS,
-    TOP_NGRAMS,
+    TextDefinitions,
     TextStatistics,
     text_statistics,
 )
@@ -32,7 +33,12 @@ class CleanSettings:
     Shares are in [0, 1]: 1.0 switches a "most" rule off, 0.0 a "least" rule.
 
     Attributes:
-      drop_policy_lines: take out lines that speak of javascript or of policies and cookies.
+      definitions: of what the rules count.
+      drop_policy_lines: take out lines that speak of javascript or of policies and cookies (C4).
+      drop_citations: take out "[1]", "[edit]" and "[citation needed]" (C4).
+      min_line_words: take out lines of fewer words, which are runs of characters other than spaces
+        here (C4 has 3), and the indentation of the others; 0 leaves all.
+      max_line_word_chars: take out lines with a longer word (C4 has 1000); None leaves all.
       min_words, max_words: words of a text (Gopher).
       min_mean_word_chars, max_mean_word_chars: average length of a word (Gopher).
       max_hash_signs_per_word, max_ellipses_per_word: (Gopher).
@@ -41,6 +47,7 @@ class CleanSettings:
       min_stop_words: distinct ones of eight common English words (Gopher).
       min_sentences: (C4 has 5; WanJuan-CC's published text starts at about 3).
       keep_curly_brackets: keep texts with "{", which C4 drops as code.
+      keep_lorem_ipsum: keep texts with "lorem ipsum", which C4 drops.
       max_duplicate_lines, max_duplicate_paragraphs: share that repeats an earlier one (Gopher).
       max_duplicate_line_chars, max_duplicate_paragraph_chars: the same in characters (Gopher).
       max_top_ngram_chars: share of the most frequent 2-, 3- and 4-gram (Gopher).
@@ -53,7 +60,11 @@ class CleanSettings:
       max_damaged_chars: share of U+FFFD and private-use characters.
     """
 
+    definitions: TextDefinitions = dataclasses.field(default_factory=TextDefinitions)
     drop_policy_lines: bool = True
+    drop_citations: bool = False
+    min_line_words: int = 0
+    max_line_word_chars: int | None = None
     min_words: int = 50
     max_words: int = 100_000
     min_mean_word_chars: float = 3.0
@@ -66,6 +77,7 @@ class CleanSettings:
     min_stop_words: int = 2
     min_sentences: int = 3
     keep_curly_brackets: bool = False
+    keep_lorem_ipsum: bool = False
     max_duplicate_lines: float = 0.3
     max_duplicate_paragraphs: float = 0.3
     max_duplicate_line_chars: float = 0.2
@@ -91,21 +103,38 @@ class CleanSettings:
                     f"each n-gram length {ngrams}"
                 )
 
+    def has_ngram_rules(self) -> bool:
+        """Returns whether a share of n-grams can drop a text."""
+        return min(*self.max_top_ngram_chars, *self.max_duplicate_ngram_chars) < 1.0
 
-def clean(table: pa.Table, settings: CleanSettings) -> Outcome:
+
+def clean(table: pa.Table, settings: CleanSettings | Sequence[CleanSettings]) -> Outcome:
     """Stage "clean": edits lines, then drops texts by the rules.
 
     Args:
       table: documents (`documents.TEXT_SCHEMA`).
-      settings: thresholds.
+      settings: thresholds; of several, the later ones judge what the earlier ones have left.
 
     Returns:
       The documents that pass every rule, and the others counted under the first they fail.
     """
-    if settings.drop_policy_lines:
-        table = _without_policy_lines(table)
-    reasons = reasons_to_drop(text_statistics(table["text"].to_pylist()), settings)
-    return keep_rows(table, reasons)
+    dropped: collections.Counter[str] = collections.Counter()
+    for one in [settings] if isinstance(settings, CleanSettings) else settings:
+        table = _edited(table, one)
+        table, of_one = keep_rows(table, _reasons(table["text"].to_pylist(), one))
+        dropped.update(of_one)
+    return table, dict(dropped)
+
+
+def _reasons(texts: Sequence[str], settings: CleanSettings) -> list[str | None]:
+    def needs_ngrams(stats: TextStatistics) -> np.ndarray:
+        if not settings.has_ngram_rules():
+            return np.zeros(len(stats.num_words), bool)
+        # Rules on n-grams come last, so what the others drop has its reason without them.
+        return np.array([reason is None for reason in reasons_to_drop(stats, settings)], bool)
+
+    stats = text_statistics(texts, settings.definitions, needs_ngrams)
+    return reasons_to_drop(stats, settings)
 
 
 def reasons_to_drop(stats: TextStatistics, settings: CleanSettings) -> list[str | None]:
@@ -199,8 +228,7 @@ def stop_words(stats: TextStatistics, settings: CleanSettings) -> np.ndarray:
 @_rule
 def lorem_ipsum(stats: TextStatistics, settings: CleanSettings) -> np.ndarray:
     """C4: no placeholder text."""
-    del settings
-    return stats.has_lorem_ipsum > 0
+    return (stats.has_lorem_ipsum > 0) & (not settings.keep_lorem_ipsum)
 
 
 @_rule
@@ -275,51 +303,103 @@ def duplicate_ngrams(stats: TextStatistics, settings: CleanSettings) -> np.ndarr
 
 
 # C4's word list for lines that are no content.
-_POLICY = re.compile(
-    "javascript|terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies",
-    re.IGNORECASE,
+_POLICY = (
+    "javascript",
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
 )
+_CITATION = re.compile(r"\[(?:\d*+|edit|citation needed)\]")
 
 
-def _without_policy_lines(table: pa.Table) -> pa.Table:
-    rows = table.to_pylist()
-    if not any(_POLICY.search(row["text"]) for row in rows):
+def _edited(table: pa.Table, settings: CleanSettings) -> pa.Table:
+    texts = table["text"].to_pylist()
+    cuts = [spans_to_cut(text, settings) for text in texts]
+    if not any(cuts):
         return table
-    for row in rows:
-        lines = row["text"].split("\n")
-        keep = [not _POLICY.search(line) for line in lines]
-        if not all(keep):
-            row["text"], row["links"] = keep_lines(lines, keep, row["links"])
+    rows = table.to_pylist()
+    for row, spans in zip(rows, cuts, strict=True):
+        if spans:
+            row["text"], row["links"] = cut_spans(row["text"], spans, row["links"])
             row["num_bytes"] = len(row["text"].encode("utf-8"))
             row["id"] = document_id(row["url"], row["text"])
     return pa.Table.from_pylist(rows, table.schema)
 
 
-def keep_lines(
-    lines: Sequence[str], keep: Sequence[bool], links: Sequence[dict]
-) -> tuple[str, list[dict]]:
-    """Returns the text of the kept lines, and the links with offsets into it.
+def spans_to_cut(text: str, settings: CleanSettings) -> list[tuple[int, int]]:
+    """Returns the spans [start, end) of a text that its edits take out, in order.
 
-    A link that starts or ends in a dropped line loses its place (-1), not its address.
+    A line goes with the newline behind it, the last one with that before it.
     """
-    shift_at: list[tuple[int, int, int | None]] = []
-    old = new = 0
-    for line, is_kept in zip(lines, keep, strict=True):
-        end = old + len(line)
-        shift_at.append((old, end, new - old if is_kept else None))
-        new += len(line) + 1 if is_kept else 0
-        old = end + 1
-    starts = [start for start, _, _ in shift_at]
+    edits_lines = settings.min_line_words > 0 or settings.max_line_word_chars is not None
+    has_policy = settings.drop_policy_lines and _speaks_of_policy(text)
+    if not (edits_lines or has_policy or (settings.drop_citations and "[" in text)):
+        return []
+    spans: list[tuple[int, int]] = []
+    start, kept_end = 0, 0
+    for line in text.split("\n"):
+        end = start + len(line)
+        if (has_policy and _speaks_of_policy(line)) or (
+            edits_lines and not _is_line(line, settings)
+        ):
+            spans.append((start, min(end + 1, len(text))))
+        else:
+            if settings.min_line_words and line[:1].isspace():
+                spans.append((start, end - len(line.lstrip())))
+            if settings.drop_citations and "[" in line:
+                found = _CITATION.finditer(line)
+                spans += [(start + match.start(), start + match.end()) for match in found]
+            kept_end = end
+        start = end + 1
+    if spans and spans[-1][1] == len(text) and spans[-1][0] > kept_end:
+        # What stands behind the last kept line goes with the newline before it.
+        spans = [span for span in spans if span[1] <= kept_end] + [(kept_end, len(text))]
+    return spans
+
+
+def _speaks_of_policy(text: str) -> bool:
+    lower = text.lower()
+    return any(phrase in lower for phrase in _POLICY)
+
+
+def _is_line(line: str, settings: CleanSettings) -> bool:
+    words = line.split()
+    most = settings.max_line_word_chars
+    if len(words) < settings.min_line_words:
+        return False
+    return most is None or len(line) <= most or max(map(len, words), default=0) <= most
+
+
+def cut_spans(
+    text: str, spans: Sequence[tuple[int, int]], links: Sequence[dict]
+) -> tuple[str, list[dict]]:
+    """Returns the text without the spans, and the links with offsets into it.
+
+    A link that starts or ends inside a span loses its place (-1), not its address.
+    """
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    parts: list[str] = []
+    cut_before: list[int] = [0]
+    for start, end, last_end in zip(starts, ends, [0, *ends], strict=False):
+        parts.append(text[last_end:start])
+        cut_before.append(cut_before[-1] + end - start)
+    parts.append(text[ends[-1] if ends else 0 :])
 
     def moved(offset: int) -> int | None:
-        start, end, shift = shift_at[bisect.bisect_right(starts, offset) - 1]
-        return None if shift is None or not start <= offset <= end else offset + shift
+        number = bisect.bisect_right(starts, offset)
+        is_cut = number > 0 and offset < ends[number - 1]
+        return None if is_cut else offset - cut_before[number]
 
     moved_links = []
     for link in links:
-        start, end = moved(link["start"]), moved(link["end"])
-        if link["start"] < 0 or start is None or end is None:
+        size = max(0, link["end"] - link["start"])
+        start, last = moved(link["start"]), moved(link["start"] + max(0, size - 1))
+        if link["start"] < 0 or start is None or last is None:
             start = end = -1
+        else:
+            end = last + min(1, size)
         moved_links.append({**link, "start": start, "end": end})
-    text = "\n".join(line for line, is_kept in zip(lines, keep, strict=True) if is_kept)
-    return text, moved_links
+    return "".join(parts), moved_links

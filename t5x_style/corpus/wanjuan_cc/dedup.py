@@ -21,10 +21,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from t5x_style.corpus.text_hashes import TextBuffer, chunks, mix, ngram_hashes
+from t5x_style.corpus.wanjuan_cc.jaccard import components, jaccard_of_pairs
 
 VERIFICATIONS = ("jaccard", "signature", "none")
 SCOPES = ("global", "dump")
@@ -34,7 +33,8 @@ _IS_WORD_BYTE[[*range(48, 58), *range(97, 123), ord("_"), *range(128, 256)]] = T
 _WORD_BYTES = bytes(byte if _IS_WORD_BYTE[byte] else 32 for byte in bytes(range(256)).lower())
 # Below lie the letters that have a case; the ideographs above are rare.
 _LOW_POINTS = 0x20000
-_PAIRS_PER_BLOCK = 1 << 14
+_SHINGLES_PER_BLOCK = 1 << 16
+_PAIRS_PER_BLOCK = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,18 +178,22 @@ def _words_of(texts: Sequence[str]) -> list[bytes]:
     is_word = buffer != ord(" ")
     is_kept = is_word.copy()
     is_kept[1:] |= is_word[:-1]
-    ends = np.cumsum(np.add.reduceat(is_kept, np.cumsum(lengths) - lengths, dtype=np.int64))
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    ends = itertools.accumulate(
+        np.count_nonzero(is_kept[start:end]) for start, end in itertools.pairwise(bounds)
+    )
     words = buffer[is_kept].tobytes()
-    return [words[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
+    return [words[start:end] for start, end in itertools.pairwise([0, *ends])]
 
 
 def _spaced(text: str) -> bytes:
     """Lower-cases and puts a space for what is no word character."""
     if not text.isascii():
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        folded = _word_points()[np.minimum(points, _LOW_POINTS - 1)]
-        for place in np.flatnonzero(points >= _LOW_POINTS).tolist():
-            folded[place] = points[place] if text[place].isalnum() else ord(" ")
+        folded = _word_points().take(points, mode="clip")
+        if points.max() >= _LOW_POINTS:
+            for place in np.flatnonzero(points >= _LOW_POINTS).tolist():
+                folded[place] = points[place] if text[place].isalnum() else ord(" ")
         text = folded.tobytes().decode("utf-32-le")
     return text.encode("utf-8").translate(_WORD_BYTES)
 
@@ -213,7 +217,7 @@ def scope_salts(dumps: Sequence[str], settings: DedupSettings) -> np.ndarray:
     """Returns uint64 [D]: what keeps the documents of different dumps apart, or zeros."""
     if settings.scope == "global":
         return np.zeros(len(dumps), np.uint64)
-    salts = {dump: _digest(dump.encode())[0] for dump in set(dumps)}
+    salts = {dump: _digests([dump.encode()])[0, 0] for dump in set(dumps)}
     return np.array([salts[dump] for dump in dumps], np.uint64)
 
 
@@ -222,13 +226,12 @@ def digests_and_signatures(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns uint64 [D, 2], equal for equal words under equal salts, and MinHash signatures."""
     words = _words_of(texts)
-    digests = np.array([_digest(of_text) for of_text in words], np.uint64).reshape(len(texts), 2)
-    return digests ^ salts_D[:, None], _signatures(words, settings)
+    return _digests(words) ^ salts_D[:, None], _signatures(words, settings)
 
 
-def _digest(data: bytes) -> tuple[int, int]:
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+def _digests(texts: Sequence[bytes]) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(text, digest_size=16).digest() for text in texts)
+    return np.frombuffer(digests, "<u8").reshape(-1, 2)
 
 
 def shingle_hashes(texts: Sequence[str], settings: DedupSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -305,9 +308,13 @@ def _signatures(texts: Sequence[bytes], settings: DedupSettings) -> np.ndarray:
         first, last = bounds[block[0]], bounds[block[-1] + 1]
         starts = bounds[block] - first
         values = folded_S[first:last]
+        hashed = np.empty_like(values)
+        least = np.empty((settings.num_hashes, len(block)), np.uint32)
         for slot in range(settings.num_hashes):
-            hashed = values * factors_H[slot] + offsets_H[slot]
-            signatures[block, slot] = np.minimum.reduceat(hashed, starts)
+            np.multiply(values, factors_H[slot], out=hashed)
+            hashed += offsets_H[slot]
+            np.minimum.reduceat(hashed, starts, out=least[slot])
+        signatures[block] = least.T
     return signatures
 
 
@@ -315,7 +322,7 @@ def _blocks(bounds: np.ndarray, filled: np.ndarray) -> Iterable[np.ndarray]:
     """Cuts documents into blocks whose shingles fit the cache together."""
     if not len(filled):
         return []
-    block_of = bounds[filled] // (1 << 15)
+    block_of = bounds[filled] // _SHINGLES_PER_BLOCK
     return np.split(filled, np.flatnonzero(np.diff(block_of)) + 1)
 
 
@@ -338,10 +345,11 @@ def candidate_pairs(
     full = np.flatnonzero(has_shingles(signatures_DH))
     found = [np.zeros(0, np.int64)]
     for keys in band_keys(signatures_DH[full], settings, salts_D[full]).T:
-        order = np.argsort(keys, kind="stable")  # members of a bucket stay in rising order
-        first, second = full[order][bucket_pairs(keys[order], settings.max_bucket_documents)]
+        members, buckets = shared_keys(keys)
+        first, second = full[members][bucket_pairs(buckets, settings.max_bucket_documents)]
         found.append(first * num_documents + second)
-    codes = np.unique(np.concatenate(found))
+    codes = np.sort(np.concatenate(found))
+    codes = codes[np.append(True, codes[1:] != codes[:-1])[: len(codes)]]
     pairs_P2 = np.stack(np.divmod(codes, max(num_documents, 1)), axis=1)
     if settings.verify == "none":
         return pairs_P2
@@ -379,6 +387,22 @@ def band_keys(
     return keys_DB
 
 
+def shared_keys(keys_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds what has the same key as something else; most have a key of their own.
+
+    Returns:
+      int64 [M] places, those of one bucket side by side in rising order, and int64 [M] numbers of
+      their buckets, rising.
+    """
+    order = np.argsort(keys_K)  # several times faster than a stable sort of all
+    is_next_alike = keys_K[order[1:]] == keys_K[order[:-1]]
+    is_shared = np.append(is_next_alike, False)[: len(order)]
+    is_shared[1:] |= is_next_alike
+    buckets = np.append(0, np.cumsum(~is_next_alike))[: len(order)]
+    members = np.sort(buckets[is_shared] << 32 | order[is_shared])
+    return members & 0xFFFFFFFF, members >> 32
+
+
 def bucket_pairs(keys_K: np.ndarray, max_all: int) -> np.ndarray:
     """Pairs up what lies in one bucket.
 
@@ -387,22 +411,22 @@ def bucket_pairs(keys_K: np.ndarray, max_all: int) -> np.ndarray:
       max_all: in a bucket of more than this each is paired with the first and with its neighbours.
 
     Returns:
-      int64 [2, P], places of the first and the second of each pair.
+      int64 [2, P], places of the first and the second of each pair, in no order.
     """
     edges = np.flatnonzero(np.diff(keys_K)) + 1
     starts, stops = np.append(0, edges), np.append(edges, len(keys_K))
-    twins = starts[stops - starts == 2]
-    found = [np.stack([twins, twins + 1])]
-    shared = stops - starts > 2
-    for start, stop in zip(starts[shared].tolist(), stops[shared].tolist(), strict=True):
+    sizes = stops - starts
+    found = [np.zeros((2, 0), np.int64)]
+    for size in np.unique(sizes[(sizes > 1) & (sizes <= max_all)]).tolist():
+        inside = np.stack(np.triu_indices(size, 1))
+        found.append((starts[sizes == size, None] + inside[:, None]).reshape(2, -1))
+    is_large = (sizes > 1) & (sizes > max_all)
+    for start, stop in zip(starts[is_large].tolist(), stops[is_large].tolist(), strict=True):
         members = np.arange(start, stop)
-        if len(members) <= max_all:
-            found.append(members[np.stack(np.triu_indices(len(members), 1))])
-        else:
-            star = np.full(len(members) - 1, start)
-            found.append(
-                np.stack([np.append(star, members[1:-1]), np.append(members[1:], members[2:])])
-            )
+        star = np.full(len(members) - 1, start)
+        found.append(
+            np.stack([np.append(star, members[1:-1]), np.append(members[1:], members[2:])])
+        )
     return np.concatenate(found, axis=1)
 
 
@@ -413,7 +437,9 @@ def evidence(texts: Iterable[str], settings: DedupSettings) -> Iterable[np.ndarr
             shingles, bounds = shingle_hashes(chunk, settings)
             for start, stop in itertools.pairwise(bounds.tolist()):
                 members = np.sort(shingles[start:stop])  # several times faster than np.unique
-                yield members[np.append(True, members[1:] != members[:-1])[: len(members)]]
+                is_first = np.ones(len(members), bool)
+                np.not_equal(members[1:], members[:-1], out=is_first[1:])
+                yield members[is_first]
         elif settings.verify == "signature":
             yield from minhash_signatures(chunk, settings).astype(np.uint64)
         else:
@@ -427,36 +453,11 @@ def are_alike(
     if settings.verify == "none" or not len(pairs_P2):
         return np.ones(len(pairs_P2), bool)
     if settings.verify == "jaccard":
-        return jaccard_of_pairs(found, pairs_P2) >= settings.min_jaccard
+        sizes_P2 = np.fromiter(map(len, found), np.int64, len(found))[pairs_P2]
+        # No pair is more alike than its sets are in size.
+        may_be = sizes_P2.min(axis=1) / np.maximum(sizes_P2.max(axis=1), 1) >= settings.min_jaccard
+        may_be[may_be] = jaccard_of_pairs(found, pairs_P2[may_be]) >= settings.min_jaccard
+        return may_be
     signatures = np.stack(found)
     agreeing_P = [(signatures[i] == signatures[j]).mean() for i, j in pairs_P2]
     return np.array(agreeing_P) >= settings.min_jaccard
-
-
-def components(pairs_P2: np.ndarray, num_members: int) -> tuple[int, np.ndarray]:
-    """Returns the number of connected components, and int [num_members], each member's."""
-    graph = sparse.coo_matrix(
-        (np.ones(len(pairs_P2), bool), (pairs_P2[:, 0], pairs_P2[:, 1])),
-        shape=(num_members, num_members),
-    )
-    return connected_components(graph, directed=False)
-
-
-def jaccard_of_pairs(sets: Sequence[np.ndarray], pairs_P2: np.ndarray) -> np.ndarray:
-    """Returns the exact Jaccard similarity, float64 [P], of pairs of sorted sets of hashes."""
-    if not len(pairs_P2):
-        return np.zeros(0)
-    sizes = np.fromiter((len(members) for members in sets), np.int64, len(sets))
-    columns, incidence = np.unique(np.concatenate(sets), return_inverse=True)
-    matrix = sparse.csr_matrix(
-        (np.ones(len(incidence), np.int32), incidence, np.append(0, np.cumsum(sizes))),
-        shape=(len(sets), len(columns)),
-    )
-    shared = [np.zeros(0, np.int64)]
-    for start in range(0, len(pairs_P2), _PAIRS_PER_BLOCK):
-        block = pairs_P2[start : start + _PAIRS_PER_BLOCK]
-        both = matrix[block[:, 0]].multiply(matrix[block[:, 1]])
-        shared.append(np.asarray(both.sum(axis=1)).ravel())
-    common = np.concatenate(shared)
-    union = sizes[pairs_P2[:, 0]] + sizes[pairs_P2[:, 1]] - common
-    return common / np.maximum(union, 1)

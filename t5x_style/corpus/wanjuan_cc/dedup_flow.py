@@ -32,13 +32,14 @@ from t5x_style.corpus.wanjuan_cc.dedup import (
     are_alike,
     band_keys,
     bucket_pairs,
-    components,
     digests_and_signatures,
     evidence,
     has_shingles,
     scope_salts,
+    shared_keys,
     string_chunks,
 )
+from t5x_style.corpus.wanjuan_cc.jaccard import components
 
 _SHARD_BITS = np.uint64(32)
 _DATE_BITS = np.uint64(40)
@@ -235,8 +236,10 @@ def _bands(source: Source) -> pa.Table:
 def _pairs(table: pa.Table, max_all: int) -> pa.Table:
     """The candidate pairs of the buckets of a partition, the one that stays before others first."""
     key, number, recency, tie = _columns(table, "key", "number", "recency", "tie")
-    order = np.lexsort((number, tie, ~recency, key))
-    places = order[bucket_pairs(key[order], max_all)]
+    members, buckets = shared_keys(key)
+    ranks = (column[members] for column in (number, tie, ~recency))
+    order = members[np.lexsort((*ranks, buckets))]
+    places = order[bucket_pairs(buckets, max_all)]
     return _distinct(pa.table({"better": number[places[0]], "worse": number[places[1]]}))
 
 

@@ -91,7 +91,9 @@ def raw(
     run.stage("raw", paths, known, act)
 
 
-def clean_documents(run: Run, folder: str, settings: CleanSettings) -> None:
+def clean_documents(
+    run: Run, folder: str, settings: CleanSettings | Sequence[CleanSettings]
+) -> None:
     """Raw documents to those that pass the rules."""
     function = functools.partial(_cleaned, settings=settings)
     _map_stage(run, "clean", folder, function, TEXT_SCHEMA, {"clean": settings})
@@ -269,7 +271,9 @@ def _from_bytes(data: bytes) -> pa.Table:
         return stream.read_all()
 
 
-def _cleaned(source: Source, funnel: Funnel, settings: CleanSettings) -> Iterator[pa.Table]:
+def _cleaned(
+    source: Source, funnel: Funnel, settings: CleanSettings | Sequence[CleanSettings]
+) -> Iterator[pa.Table]:
     stage = Stage("clean", functools.partial(clean, settings=settings))
     for table in _tables(source, TEXT_SCHEMA):
         yield run_stages(table, [stage], funnel)

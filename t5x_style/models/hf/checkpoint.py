@@ -35,6 +35,7 @@ def export_params(
     dtype: str = "float32",
     max_shard_bytes: int = _DEFAULT_SHARD_BYTES,
     adjacent_rope: bool = False,
+    reward_id: int | None = None,
 ) -> None:
     """Writes config.json and the weights of a model; the tokenizer is `tokenizer_files`' part.
 
@@ -49,13 +50,15 @@ def export_params(
       dtype: dtype of the written tensors.
       max_shard_bytes: size at which a file ends and the next begins.
       adjacent_rope: see `layouts.rules`.
+      reward_id: see `config_json.config_dict`; the params are then those of a reward model.
 
     Raises:
       ValueError: the layout or dtype is unknown, or a leaf is missing or of another shape.
     """
     folder = Path(folder)
-    plan = rules(config, layout, adjacent_rope=adjacent_rope)
-    content = config_json.config_dict(config, layout, dtype=dtype)
+    is_reward = reward_id is not None
+    plan = rules(config, layout, adjacent_rope=adjacent_rope, is_reward=is_reward)
+    content = config_json.config_dict(config, layout, dtype=dtype, reward_id=reward_id)
     _check_leaves(config, params, plan)
     folder.mkdir(parents=True, exist_ok=True)
     announced = [tensor for rule in plan for tensor in rule.tensors]
@@ -80,6 +83,7 @@ class PublishedCheckpoint:
     Attributes:
       config: the model.
       layout: the layout of the folder.
+      is_reward: whether it is a reward model; its params are then those of `models.reward`.
 
     Raises:
       ValueError: the folder cannot be read; missing, superfluous and misshapen tensors are all
@@ -88,14 +92,18 @@ class PublishedCheckpoint:
 
     def __init__(self, folder: str | Path, *, adjacent_rope: bool = False, **choices: Any):
         self.folder = Path(folder)
-        self.config, self.layout, tied = config_json.read_config(self.folder, **choices)
+        self.config, self.layout, tied, self.is_reward = config_json.read_config(
+            self.folder, **choices
+        )
         self._reader = ShardReader(self.folder)
         if self.config.num_layers > len(self._reader.shapes):
             raise ValueError(
                 f"{self.folder} has {len(self._reader.shapes)} tensors, fewer than the "
                 f"{self.config.num_layers} layers of its config.json"
             )
-        plan = rules(self.config, self.layout, adjacent_rope=adjacent_rope)
+        plan = rules(
+            self.config, self.layout, adjacent_rope=adjacent_rope, is_reward=self.is_reward
+        )
         if tied:
             plan = _with_tied_head(plan, self._reader)
         _check_tensors(self.folder, plan, self._reader)
@@ -142,7 +150,7 @@ class PublishedCheckpoint:
         return tree
 
     def _is_stacked(self, path: LeafPath) -> bool:
-        return path[0] == "layers"
+        return "layers" in path
 
     def _shape(self, path: LeafPath) -> tuple[int, ...]:
         shape = self._rules[path][0].shape
@@ -167,8 +175,9 @@ class PublishedCheckpoint:
 
 def _params_path(config: TransformerConfig, rule: Rule) -> LeafPath:
     if rule.layer is None:
-        return rule.path
-    return ("layers" if config.scan_layers else f"layers_{rule.layer}", *rule.path)
+        return (*rule.root, *rule.path)
+    layer = "layers" if config.scan_layers else f"layers_{rule.layer}"
+    return (*rule.root, layer, *rule.path)
 
 
 def _leaf(config: TransformerConfig, params: Mapping[str, Any], rule: Rule) -> np.ndarray:

@@ -17,6 +17,15 @@ from t5x_style.models.hf.shards import read_json
 CONFIG_NAME = "config.json"
 
 _ARCHITECTURES = {"internlm2": "InternLM2ForCausalLM", "llama": "LlamaForCausalLM"}
+_REWARD_ARCHITECTURES = {
+    "internlm2": "InternLM2ForRewardModel",
+    "llama": "LlamaForSequenceClassification",
+}
+# What the released reward models' config.json says of the code that lies beside them there.
+_REWARD_CODE = {
+    "AutoConfig": "configuration_internlm2.InternLM2Config",
+    "AutoModel": "modeling_internlm2.InternLM2ForRewardModel",
+}
 _SIZES = {
     "vocab_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -48,6 +57,7 @@ def config_dict(
     bos_id: int = 1,
     eos_id: int = 2,
     pad_id: int = 2,
+    reward_id: int | None = None,
 ) -> dict[str, Any]:
     """Returns the content of config.json for a model.
 
@@ -56,6 +66,7 @@ def config_dict(
       layout: one of `layouts.LAYOUTS`; also the published model_type.
       dtype: name of the dtype of the tensors.
       bos_id, eos_id, pad_id: control ids of the vocabulary.
+      reward_id: of a reward model, the id at which its score is read; None for a language model.
 
     Raises:
       ValueError: the model is one that neither layout can express.
@@ -90,6 +101,14 @@ def config_dict(
         content |= {"bias": False, "attn_implementation": "eager"}
     else:
         content |= {"attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False}
+    if reward_id is not None:
+        content |= {
+            "architectures": [_REWARD_ARCHITECTURES[layout]],
+            "reward_token_id": reward_id,
+            "use_cache": False,
+        }
+        one_number = {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+        content |= {"auto_map": _REWARD_CODE} if layout == "internlm2" else one_number
     return content
 
 
@@ -99,7 +118,7 @@ def write_config(folder: Path, content: Mapping[str, Any]) -> None:
     (folder / CONFIG_NAME).write_text(text)
 
 
-def read_config(folder: Path, **choices: Any) -> tuple[TransformerConfig, str, bool]:
+def read_config(folder: Path, **choices: Any) -> tuple[TransformerConfig, str, bool, bool]:
     """Returns the model that a folder's config.json describes.
 
     Args:
@@ -108,7 +127,8 @@ def read_config(folder: Path, **choices: Any) -> tuple[TransformerConfig, str, b
         normalized_head and so on.
 
     Returns:
-      The config, the layout of the tensors, and whether the head shares the embedding table.
+      The config, the layout of the tensors, whether the head shares the embedding table, and
+      whether it is a reward model, with a row that scores for a head.
 
     Raises:
       ValueError: fields are missing, or ask for what this decoder does not do; all are named.
@@ -145,7 +165,8 @@ def read_config(folder: Path, **choices: Any) -> tuple[TransformerConfig, str, b
     if problems:
         raise ValueError(f"{path} describes a model that cannot be read: {'; '.join(problems)}")
     tied = bool(content.get("tie_word_embeddings", False))
-    return TransformerConfig(**(values | choices)), layout, tied
+    is_reward = content.get("architectures") == [_REWARD_ARCHITECTURES[layout]]
+    return TransformerConfig(**(values | choices)), layout, tied and not is_reward, is_reward
 
 
 def _is_number(value: Any, *, whole: bool = False) -> TypeGuard[float]:

@@ -1,8 +1,9 @@
 """Which published tensor holds which of our leaves, and how one is turned into the other.
 
 Two layouts of the same weights: `internlm2`, with the fused, interleaved wqkv (arXiv 2403.17297,
-section 2.2), and `llama`, with separate q, k and v. Published matrices are (out, in), ours (in,
-out). Reading and writing files is left to `shards`, the fields of config.json to `config_json`.
+section 2.2), and `llama`, with separate q, k and v. A reward model has a row that scores in place
+of the output matrix. Published matrices are (out, in), ours (in, out). Reading and writing files is
+left to `shards`, the fields of config.json to `config_json`.
 
 Legend: V vocabulary, D model, N query heads, K key and value heads, G = N / K, H head dim, F
 feed-forward, C = G + 2 slots of a fused group.
@@ -31,6 +32,9 @@ _OUTER_NAMES: dict[str, dict[LeafPath, str]] = {
         ("output", "kernel"): "lm_head.weight",
     },
 }
+# The scoring row of a reward model, and where the rest of one is in params.
+_SCORE_NAMES = {"internlm2": "v_head.weight", "llama": "score.weight"}
+_BACKBONE = ("backbone",)
 _LAYER_NAMES: dict[str, dict[LeafPath, tuple[str, ...]]] = {
     "internlm2": {
         ("attention_norm", "scale"): ("attention_norm",),
@@ -58,12 +62,13 @@ class Rule:
     """One of our leaves, or one layer's slice of it, and the published tensors that hold it.
 
     Attributes:
-      path: where the leaf is in params; in a layer, where it is inside that layer.
+      path: where the leaf is below `root`; in a layer, where it is inside that layer.
       layer: which layer, or None for a leaf outside the layers.
       shape: of the leaf, without a layer dimension.
       tensors: name and (out, in) shape of each published tensor.
       to_tensors: turns the leaf into the tensors, as views where that is possible.
       to_leaf: turns the tensors into the leaf.
+      root: where in params the model is that the leaf belongs to.
     """
 
     path: LeafPath
@@ -72,9 +77,12 @@ class Rule:
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     to_tensors: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     to_leaf: Callable[..., np.ndarray]
+    root: LeafPath = ()
 
 
-def rules(config: TransformerConfig, layout: str, *, adjacent_rope: bool = False) -> list[Rule]:
+def rules(
+    config: TransformerConfig, layout: str, *, adjacent_rope: bool = False, is_reward: bool = False
+) -> list[Rule]:
     """Returns the rules of a model, in the order in which its tensors are written.
 
     Args:
@@ -83,6 +91,7 @@ def rules(config: TransformerConfig, layout: str, *, adjacent_rope: bool = False
       adjacent_rope: whether the published queries and keys pair rotary dimensions (0, 1), (2, 3)
         and so on, as raw InternEvo checkpoints of models with `adapt_hf=False` do; ours and those
         published on the Hub pair i with i + H/2.
+      is_reward: whether the params are of a reward model, see `models.reward`.
 
     Raises:
       ValueError: there is no such layout.
@@ -90,7 +99,7 @@ def rules(config: TransformerConfig, layout: str, *, adjacent_rope: bool = False
     if layout not in LAYOUTS:
         raise ValueError(f"layout = {layout!r}: must be one of {LAYOUTS}")
     outer = {rule.path[0]: rule for rule in _outer_rules(config, layout)}
-    return [
+    backbone = [
         outer["tok_embeddings"],
         *(
             rule
@@ -98,8 +107,18 @@ def rules(config: TransformerConfig, layout: str, *, adjacent_rope: bool = False
             for rule in _layer_rules(config, layout, layer, adjacent_rope)
         ),
         outer["norm"],
-        outer["output"],
     ]
+    if not is_reward:
+        return [*backbone, outer["output"]]
+    head = Rule(
+        ("head", "kernel"),
+        None,
+        (config.embed_dim,),
+        ((_SCORE_NAMES[layout], (1, config.embed_dim)),),
+        lambda kernel_D: (kernel_D[None],),
+        lambda row_1D: row_1D[0],
+    )
+    return [*(dataclasses.replace(rule, root=_BACKBONE) for rule in backbone), head]
 
 
 def _outer_rules(config: TransformerConfig, layout: str) -> list[Rule]:

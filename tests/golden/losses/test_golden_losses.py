@@ -15,6 +15,7 @@ from flax import linen as nn
 from t5x_style.models.config import TransformerConfig
 from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.objectives.classification import Classification
+from t5x_style.objectives.reward import Reward
 from t5x_style.train.optimizers import AdamW
 from t5x_style.train.schedules import WarmupCosine
 from t5x_style.train.state import TrainState
@@ -74,6 +75,30 @@ def labelled_batch_at(step, rows=8, length=32):
     }
 
 
+def compared_batch_at(step, rows=8, length=32):
+    """Rows of two texts and padding; the better one has ids below 52, the other from 12 on."""
+    batch = labelled_batch_at(step, rows, length)
+    segments = batch["segment_ids"]
+    rng = np.random.default_rng(step)
+    better = rng.integers(1, 3, (rows, 1))
+    ids = rng.integers(0, 52, (rows, length)) + np.where(segments == better, 0, 12)
+    places = [
+        np.argmax((segments == segment) * np.arange(length), axis=1)
+        for segment in (better, 3 - better)
+    ]
+    chosen, rejected = (
+        np.stack([np.arange(rows), place], axis=-1)[:, None].astype(np.int32) for place in places
+    )
+    return {
+        "inputs": ids.astype(np.int32),
+        "positions": batch["positions"],
+        "segment_ids": segments,
+        "chosen": chosen,
+        "rejected": rejected,
+        "pair_weights": np.ones((rows, 1), np.float32),
+    }
+
+
 def test_causal_lm(request):
     objective = CausalLM(CONFIG, z_loss=1e-4, loss_chunk_tokens=64)
     compare(request, "causal_lm", objective, batch_at)
@@ -84,7 +109,12 @@ def test_classification(request):
     compare(request, "classification", objective, labelled_batch_at)
 
 
-def compare(request, name, objective, batches):
+def test_reward(request):
+    objective = Reward(CONFIG, pairs_per_row=1, head_init_std=0.02)
+    compare(request, "reward", objective, compared_batch_at, num_microbatches=1)
+
+
+def compare(request, name, objective, batches, num_microbatches=2):
     """Takes ten steps and holds loss and gradient norm against the committed text."""
     optimizer = AdamW()
     transformation = optimizer.transformation()
@@ -94,7 +124,12 @@ def compare(request, name, objective, batches):
     schedule = WarmupCosine(peak=1e-2, total_steps=10, warmup_steps=3)
     step = jax.jit(
         make_train_step(
-            objective, transformation, schedule, clip_norm=1.0, num_microbatches=2, seed=0
+            objective,
+            transformation,
+            schedule,
+            clip_norm=1.0,
+            num_microbatches=num_microbatches,
+            seed=0,
         )
     )
     lines = []

@@ -12,6 +12,7 @@ from t5x_style.evals.report.sections import (
     experts,
     needle,
     overview,
+    preferences,
     provenance,
     router_study,
     statistics,
@@ -30,5 +31,6 @@ SECTIONS: tuple[Section, ...] = (
     *data_study.SECTIONS,
     *evaluation.SECTIONS,
     *needle.SECTIONS,
+    *preferences.SECTIONS,
     *provenance.SECTIONS,
 )

@@ -1,0 +1,221 @@
+"""The ppo verb: an SFT model and a reward model to an aligned actor (arXiv 2403.17297, 4.2).
+
+The run folder holds actor and critic as run folders of their own, every answer that was sampled,
+and the metrics. Called again, it goes on where its newest checkpoints stand.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from t5x_style.align import loop
+from t5x_style.align.guards import Guards
+from t5x_style.align.loop import ACTOR, CRITIC, LoopOptions, Quality
+from t5x_style.align.ppo import PPO, Models, PPOSettings
+from t5x_style.align.prompts import read_prompts
+from t5x_style.align.rollouts import RewardJudge
+from t5x_style.artifacts import file_digest
+from t5x_style.config import cli, gin_files
+from t5x_style.data.batches import Batches, Component, validation_batches
+from t5x_style.data.chat import ChatFormat
+from t5x_style.data.domain_prompts import DomainPrompts
+from t5x_style.data.vocabulary import Vocabulary
+from t5x_style.infer.reward import RewardScorer
+from t5x_style.objectives.causal_lm import CausalLM
+from t5x_style.objectives.ppo import Policy
+from t5x_style.train import checkpoint, compile_cache, description, faults, run_folder, writers
+from t5x_style.train.batch import abstract_batch, own_rows, place_batch
+from t5x_style.train.initial_part import InitialPart
+from t5x_style.train.job import InitialRun, Job
+from t5x_style.train.metrics import PairSums
+from t5x_style.train.step import make_eval_step
+
+
+def ppo(
+    run_dir: str,
+    actor: Job,
+    critic: Job,
+    sft_run: str,
+    reward_run: str,
+    prompts: str,
+    vocabulary: str,
+    *,
+    settings: PPOSettings = PPOSettings(),  # noqa: B008 (frozen)
+    guards: Guards = Guards(),  # noqa: B008 (frozen)
+    options: LoopOptions = LoopOptions(),  # noqa: B008 (frozen)
+    domain_prompts: str | None = "prompts/reward",
+    actor_step: int | None = None,
+    critic_from_reward: bool = True,
+    pretrain: Sequence[Component] = (),
+    validation: Mapping[str, str] | None = None,
+    quality: Quality | None = None,
+    seed: int = 0,
+    writer_names: Sequence[str] = writers.NAMES,
+) -> None:
+    """Trains an actor and its critic.
+
+    Args:
+      run_dir: folder of the run.
+      actor: the actor's job; its objective is an `objectives.ppo.Policy`.
+      critic: the critic's; its objective is an `objectives.ppo.Value`.
+      sft_run: run folder that actor and reference begin with.
+      reward_run: run folder of the reward model, whose transformer the critic begins with.
+      prompts: JSON lines `{"domain": "...", "messages": [...]}`.
+      vocabulary: folder of the vocabulary stage, or a `tokenizer.model`.
+      settings: how the policy is sampled and what its answers are worth.
+      guards: bounds on the metrics.
+      options: how the loop is carried out.
+      domain_prompts: folder with the reward model's system prompt for each domain; None for a
+        reward model that was trained without them.
+      actor_step: checkpoint of `sft_run`; None for the newest.
+      critic_from_reward: whether the critic begins as the reward model without its head; else it
+        begins as the SFT model.
+      pretrain: mixture of token stores for the pre-training loss of `Policy`.
+      validation: name to token store, on which the actor is measured.
+      quality: what an answer is truly worth, where a program can say; measured, never learnt from.
+      seed: of the order of prompts and text, the draws, and the critic's first head.
+      writer_names: where metrics go, of `train.writers.NAMES`.
+
+    Raises:
+      ValueError: the settings do not fit each other, or the folder holds another run.
+    """
+    compile_cache.enable()
+    actor, critic = (dataclasses.replace(job, seed=seed) for job in (actor, critic))
+    iteration = PPO(settings, actor, critic)
+    policy: Any = actor.objective
+    asked = read_prompts(prompts)
+    chat = ChatFormat(Vocabulary.load(vocabulary))
+    texts = None if domain_prompts is None else DomainPrompts.load(domain_prompts)
+    start = InitialRun(sft_run, mode="params", step=actor_step)
+    critic_start = InitialPart(
+        reward_run if critic_from_reward else sft_run,
+        objective=critic.objective,
+        part="backbone",
+        seed=seed,
+    )
+    text = _pretrain_rows(policy, actor, pretrain)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder.locked(run_dir))
+        about = {
+            "identity": {
+                "kind": "ppo",
+                "policy": _plain(policy),
+                "value": _plain(critic.objective),
+                "sft_run": start.identity(),
+                "critic_start": critic_start.identity(),
+                "data": {"length": actor.length, "prompts": file_digest(prompts)},
+                "domain_prompts": None if texts is None else texts.fingerprint,
+                "text": None if text is None else text.state()["stream"],
+                "seed": seed,
+                "settings": dataclasses.asdict(dataclasses.replace(settings, iterations=1)),
+                "guards": dataclasses.asdict(guards),
+            },
+            "settings": {"iterations": settings.iterations},
+        }
+        if run_folder.is_done(run_dir, **about):
+            print(f"{run_dir} is finished at iteration {settings.iterations}", flush=True)
+            return
+        config_text = gin_files.resolved_text()
+        for folder, job in ((run_dir, actor), (f"{run_dir}/{ACTOR}", actor)):
+            Path(folder).mkdir(exist_ok=True)
+            run_folder.describe(
+                folder,
+                model=policy.model,
+                model_info=description.parameter_table(job),
+                config_text=config_text,
+                **about,
+            )
+        value: Any = critic.objective
+        run_folder.write_model(f"{run_dir}/{CRITIC}", value.model)
+        judge = RewardJudge(_reward_scorer(reward_run, chat, critic), chat, texts)
+
+        def models() -> Models:
+            return loop.first_models(
+                iteration,
+                lambda: start.load(actor.abstract_state, actor.optimizer.transformation()),
+                lambda: critic_start.load(critic.abstract_state, critic.optimizer.transformation()),
+            )
+
+        stack.enter_context(faults.ending_the_job_on_error())
+        loop.fit(
+            iteration,
+            models,
+            asked,
+            judge,
+            chat,
+            run_dir=run_dir,
+            make_writers=functools.partial(
+                writers.make_writers, writer_names, run_dir, settings.iterations
+            ),
+            guards=guards,
+            options=options,
+            seed=seed,
+            text=text,
+            evaluate=_evaluation(policy, actor, validation or {}),
+            quality=quality,
+        )
+        run_folder.mark_done(run_dir, step=settings.iterations, **about)
+        run_folder.mark_done(f"{run_dir}/{ACTOR}", step=settings.iterations, **about)
+
+
+def _plain(objective: Any) -> dict[str, Any]:
+    return {
+        "class": type(objective).__name__,
+        **{f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)},
+        "model": objective.model.to_dict(),
+    }
+
+
+def _reward_scorer(reward_run: str, chat: ChatFormat, critic: Job) -> RewardScorer:
+    whole = NamedSharding(critic.device_mesh, PartitionSpec())
+    config, params = checkpoint.load_model(reward_run, sharding=whole)
+    return RewardScorer(config, params, chat.reward_id, mesh=critic.device_mesh)
+
+
+def _pretrain_rows(policy: Policy, actor: Job, pretrain: Sequence[Component]) -> Batches | None:
+    if bool(pretrain) != bool(policy.num_pretrain_rows):
+        raise ValueError(
+            f"ppo.ppo.pretrain has {len(pretrain)} token stores, and ppo.Policy asks for "
+            f"{policy.num_pretrain_rows} rows of pre-training text (pretrain_rows, with a "
+            "pretrain_coefficient above 0): give both or neither"
+        )
+    if not pretrain:
+        return None
+    return Batches(pretrain, policy.pretrain_length, policy.num_pretrain_rows, actor.seed)
+
+
+def _evaluation(
+    policy: Policy, actor: Job, validation: Mapping[str, str]
+) -> Callable[[Any], dict[str, float]] | None:
+    """Returns what measures the actor as a language model on held-out token stores."""
+    if not validation:
+        return None
+    objective = CausalLM(policy.model, loss_chunk_tokens=policy.loss_chunk_tokens)
+    num_rows = max(1, policy.num_pretrain_rows) if policy.num_pretrain_rows else 8
+    length = policy.pretrain_length
+    step = jax.jit(make_eval_step(objective))
+
+    def measured(params: Any) -> dict[str, float]:
+        values = {}
+        with actor.in_place():
+            shapes = abstract_batch(objective.batch_shapes(num_rows, length), actor.device_mesh)
+            for name, store in validation.items():
+                sums = PairSums()
+                for rows in validation_batches(store, length, num_rows, rows=own_rows(shapes)):
+                    sums.add(jax.device_get(step(params, place_batch(rows, shapes))))
+                wanted = ("loss", "bits_per_byte")
+                means = sums.means()
+                values |= {f"eval/{name}/{metric}": means[metric] for metric in wanted}
+        return values
+
+    return measured
+
+
+if __name__ == "__main__":
+    cli.main("t5x_style.run.ppo.ppo")
