@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5x_style.infer.sampler import bucket
+from t5x_style.infer.pool import bucket
 from t5x_style.parallel import rules
 
 # From tokens and segment ids, int32 [B, T] (1, or 0 for padding), to a number of each row, [B].

@@ -2,7 +2,8 @@
 
 Over a mesh with a `seq` axis the slots are cut: a prompt need not fit one device.
 
-Legend: B batch, T new tokens, S slots, N query heads, K key and value heads, G = N / K, H head dim.
+Legend: B batch, R prompts that are taken in, T new tokens, S slots, N query heads, K key and value
+heads, G = N / K, H head dim.
 """
 
 import dataclasses
@@ -47,13 +48,53 @@ def abstract_cache(
     )
 
 
+def empty_cache(config: TransformerConfig, num_rows: int, num_slots: int) -> KeyValues:
+    """Returns one layer's cache of zeros, laid over the mesh in use."""
+    shape, dtype = (num_rows, config.num_kv_heads), jnp.dtype(config.dtype)
+    return KeyValues(
+        constrain(jnp.zeros((*shape, config.head_dim, num_slots), dtype), *_KEYS),
+        constrain(jnp.zeros((*shape, num_slots, config.head_dim), dtype), *_VALUES),
+    )
+
+
+def put_rows(kept: KeyValues, new: KeyValues, rows_R: jax.Array) -> KeyValues:
+    """Puts whole rows of slots into a layer's cache.
+
+    Args:
+      kept: B rows.
+      new: R rows of as many slots.
+      rows_R: int32, the place of each; those from B on are left out.
+    """
+    put = functools.partial(on_each_device, _put_rows)
+    num_rows = kept.k_BKHS.shape[0]
+    args = (kept.k_BKHS, kept.v_BKSH, new.k_BKHS, new.v_BKSH, rows_R, jnp.arange(num_rows))
+    whole_keys, whole_values = (None, *_KEYS[1:]), (None, *_VALUES[1:])
+    names = (_KEYS, _VALUES, whole_keys, whole_values, (None,), ("act_batch",))
+    return KeyValues(*put(args, names, tuple(x.shape for x in kept), (_KEYS, _VALUES)))
+
+
+def take_rows(kept: KeyValues, rows_R: jax.Array) -> KeyValues:
+    """Returns the given rows of a layer's cache."""
+    return KeyValues(*(jnp.take(x, rows_R, axis=0, mode="clip") for x in kept))
+
+
+def _put_rows(k_BKHS, v_BKSH, new_k_RKHS, new_v_RKSH, rows_R, numbers_B):
+    """Puts those rows that lie on this device, whose own rows have the numbers given."""
+    places_R = rows_R - numbers_B[0]
+    places_R = jnp.where(places_R < 0, len(numbers_B), places_R)
+    return (
+        k_BKHS.at[places_R].set(new_k_RKHS, mode="drop"),
+        v_BKSH.at[places_R].set(new_v_RKSH, mode="drop"),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptCache:
     """Takes in whole prompts, whose tokens attend to one another as in training.
 
     Attributes:
       segment_ids_BT: int32, 1 for the prompt, 0 for padding.
-      num_slots: slots to lay out, the T first of which the prompt fills.
+      free_slots: how many to lay out before those that the prompt fills, and after them.
       implementation: of `ops.attention.attend`.
       block_tokens: of `ops.attention.attend`.
       head_exchange: of `ops.attention.attend`.
@@ -61,7 +102,7 @@ class PromptCache:
     """
 
     segment_ids_BT: jax.Array
-    num_slots: int
+    free_slots: tuple[int, int]
     implementation: str | None = None
     block_tokens: int | None = None
     head_exchange: int | None = None
@@ -82,9 +123,9 @@ class PromptCache:
             block_tokens=self.block_tokens,
             head_exchange=self.head_exchange,
         )
-        free = (0, self.num_slots - k_BTKH.shape[1])
-        k_BKHS = jnp.pad(k_BTKH.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), free))
-        v_BKSH = jnp.pad(v_BTKH.transpose(0, 2, 1, 3), ((0, 0), (0, 0), free, (0, 0)))
+        none, free = (0, 0), self.free_slots
+        k_BKHS = jnp.pad(k_BTKH.transpose(0, 2, 3, 1), (none, none, none, free))
+        v_BKSH = jnp.pad(v_BTKH.transpose(0, 2, 1, 3), (none, none, free, none))
         kept = KeyValues(constrain(k_BKHS, *_KEYS), constrain(v_BKSH, *_VALUES))
         return out_BTNH, dataclasses.replace(self, kept=kept)
 

@@ -28,7 +28,7 @@ def compile_prefill(
     config = decode.decode_config(config)
 
     def prefill(params: Any, prompts: decode.Prompts) -> Any:
-        hidden_BD, caches = decode.prefill(params, prompts, config=config, num_new_slots=0)
+        hidden_BD, caches = decode.prefill(params, prompts, config=config)
         return transformer.logits(params, config, hidden_BD), caches
 
     arguments = (_params(config, mesh), _prompts(mesh, num_rows, length))
@@ -46,22 +46,21 @@ def compile_decode(
     """
     config = decode.decode_config(config)
 
-    def token(params: Any, prompts: decode.Prompts, tokens: Any, slot: Any, caches: Any) -> Any:
+    def token(params: Any, tokens: Any, places: decode.Places, caches: Any) -> Any:
         all_alive_B = jnp.ones(num_rows, bool)
         hidden_BD, caches = decode.decode_token(
-            params, prompts, tokens, slot, caches, all_alive_B, config=config
+            params, tokens, places, caches, all_alive_B, config=config
         )
         return transformer.logits(params, config, hidden_BD), caches
 
     cache = abstract_cache(config, num_rows, length, mesh)
     arguments = (
         _params(config, mesh),
-        _prompts(mesh, num_rows, length),
         jax.ShapeDtypeStruct((num_rows,), jnp.int32),
-        jax.ShapeDtypeStruct((), jnp.int32),
+        _places(mesh, num_rows, length),
         [cache] * config.num_layers,
     )
-    return jax.jit(token, donate_argnums=4).lower(*arguments).compile()
+    return jax.jit(token, donate_argnums=3).lower(*arguments).compile()
 
 
 def _params(config: TransformerConfig, mesh: Mesh) -> Any:
@@ -75,18 +74,22 @@ def _params(config: TransformerConfig, mesh: Mesh) -> Any:
 
 
 def _prompts(mesh: Mesh, num_rows: int, length: int) -> decode.Prompts:
-    def array(shape: tuple[int, ...], names: tuple[str, ...], dtype: Any) -> Any:
-        sharding = rules.sharding_of(names, shape, mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    rows, of_rows = (num_rows,), ("act_batch",)
-    keys: Any = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_rows))
-    stop_ids: Any = jax.ShapeDtypeStruct((1,), jnp.int32)
     return decode.Prompts(
-        tokens_BP=array((num_rows, length), ("act_batch", "act_length"), jnp.int32),
-        num_tokens_B=array(rows, of_rows, jnp.int32),
-        rope_bases_B=array(rows, of_rows, jnp.float32),
-        limits_B=array(rows, of_rows, jnp.int32),
-        keys_B=keys,
-        stop_ids=stop_ids,
+        tokens_RP=_array(mesh, (num_rows, length), ("act_batch", "act_length"), jnp.int32),
+        num_tokens_R=_array(mesh, (num_rows,), ("act_batch",), jnp.int32),
+        rope_bases_R=_array(mesh, (num_rows,), ("act_batch",), jnp.float32),
     )
+
+
+def _places(mesh: Mesh, num_rows: int, length: int) -> decode.Places:
+    return decode.Places(
+        slot=_array(mesh, (), (), jnp.int32),
+        positions_B=_array(mesh, (num_rows,), ("act_batch",), jnp.int32),
+        rope_bases_B=_array(mesh, (num_rows,), ("act_batch",), jnp.float32),
+        is_visible_BS=_array(mesh, (num_rows, length), ("act_batch", "act_length"), bool),
+    )
+
+
+def _array(mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], dtype: Any) -> Any:
+    sharding = rules.sharding_of(names, shape, mesh)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

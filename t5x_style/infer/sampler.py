@@ -1,38 +1,25 @@
-"""Generation for lists of prompts: batches of bucketed shapes, so that compilations are few.
+"""Generation for lists of prompts, in batches of bucketed shapes, so that compilations are few.
 
-Every shape that reaches the compiled program comes from three short ladders: rows, prompt length,
-room for new tokens. Prompts of like length share a batch.
+Every shape that reaches a compiled program comes from three short ladders: rows, prompt length,
+room for new tokens. Prompts of like length share a `pool`, whose rows they get in turn.
 """
 
-import bisect
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
+from jax.sharding import Mesh
 
-from t5x_style.infer import decode
+from t5x_style.infer import decode, weights
+from t5x_style.infer.pool import Manner, Pool, Request, Sample, bucket
 from t5x_style.infer.sampling import Sampling
+from t5x_style.infer.stops import StopStrings
 from t5x_style.models.config import TransformerConfig
 from t5x_style.ops import rotary
+from t5x_style.parallel import rules
 
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """What a prompt was continued with.
-
-    Attributes:
-      tokens: new ids, with the stop id at the end if one was drawn.
-      log_probs: fp32, of each token under the model at temperature 1 with nothing cut off.
-      is_stopped: whether a stop id ended it, and not the limit.
-    """
-
-    tokens: list[int]
-    log_probs: np.ndarray
-    is_stopped: bool
+_REFILL_SHARE = 8  # that part of the rows is free before waiting prompts get them
 
 
 class Sampler:
@@ -43,81 +30,136 @@ class Sampler:
       params: its params, scanned or unrolled, boxed or not. A copy in compute dtype with the layers
         apart is kept.
       max_batch_rows: prompts that are decoded together.
+      refill_rows: rows that must have ended before waiting prompts get their place; None for an
+        eighth of the batch, as many as max_batch_rows for one batch after another.
+      mesh: devices to decode on; None for the mesh in use, if any.
+      axis_rules: how weights and rows are laid over them; None for the rules in use.
 
     Raises:
       ValueError: the model is no decoder.
     """
 
     def __init__(
-        self, config: TransformerConfig, params: Mapping[str, Any], *, max_batch_rows: int = 32
+        self,
+        config: TransformerConfig,
+        params: Mapping[str, Any],
+        *,
+        max_batch_rows: int = 32,
+        refill_rows: int | None = None,
+        mesh: Mesh | None = None,
+        axis_rules: rules.Rules | None = None,
     ):
         if not config.causal:
             raise ValueError(
                 "a model with config.TransformerConfig.causal = False cannot generate text"
             )
-        if max_batch_rows < 1:
-            raise ValueError(f"max_batch_rows = {max_batch_rows}: must be at least 1")
+        for name, value in (("max_batch_rows", max_batch_rows), ("refill_rows", refill_rows)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: must be at least 1")
         self._model = config
         self._config = decode.decode_config(config)
-        self._params = decode.decode_params(nn.unbox(params), config)
+        self._mesh, self._axis_rules = mesh, axis_rules
         self._max_batch_rows = max_batch_rows
+        self._refill_rows = refill_rows
+        self._num_compilations = 0
+        self.update(params)
+
+    @property
+    def num_compilations(self) -> int:
+        """How many programs this sampler had to have compiled so far."""
+        return self._num_compilations
+
+    def update(self, params: Mapping[str, Any]) -> None:
+        """Takes other weights of the same model, without compiling anything again.
+
+        Args:
+          params: as at the beginning; on the devices of the mesh they may lie as a trainer has
+            them, see `weights.decode_params`.
+        """
+        with self._counted():
+            self._params = None  # so that there are never two copies
+            self._params = weights.decode_params(
+                params, self._model, mesh=self._mesh, axis_rules=self._axis_rules
+            )
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         *,
         sampling: Sampling | None = None,
         stop_ids: Iterable[int] = (),
+        stop_strings: Sequence[str] = (),
+        to_text: Callable[[Sequence[int]], str] | None = None,
+        num_samples: int = 1,
         seed: int = 0,
     ) -> list[Sample]:
         """Continues each prompt.
 
-        A row's random numbers follow from the seed and the prompt's place in the list, not from the
-        rows it is batched with. With dynamic NTK the rotary base follows from the length of the
-        prompt alone, and stays while tokens are added.
+        The random numbers of a sample follow from the seed and its place in the returned list, not
+        from the rows it is batched with; so `num_samples` of each prompt are what listing each
+        prompt so many times gives. A prompt that is listed several times is read once. With dynamic
+        NTK the rotary base follows from the length of the prompt alone, and stays while tokens are
+        added.
 
         Args:
           prompts: ids, bos included where the model was trained with it; none may be empty.
-          max_new_tokens: largest number of new tokens.
+          max_new_tokens: largest number of new tokens, of all or of each prompt.
           sampling: how tokens are drawn; by default at temperature 1 from all.
-          stop_ids: ids that end a row.
+          stop_ids: ids that end a sample.
+          stop_strings: strings that end a sample as soon as its new text holds one.
+          to_text: from new ids to text; needed to look for strings, and to have texts returned.
+          num_samples: how many of each prompt.
           seed: of the random numbers.
 
         Returns:
-          One sample for each prompt, in their order.
+          The samples of each prompt side by side, in the order of the prompts.
 
         Raises:
           ValueError: an empty prompt, an id outside the vocabulary, or no room for a token.
         """
-        self._check(prompts, max_new_tokens)
-        sampling = sampling or Sampling()
-        stop_ids = set(stop_ids)
-        num_new_slots = bucket(max_new_tokens)
-        samples: list[Sample | None] = [None] * len(prompts)
-        for rows in self._batches([len(prompt) for prompt in prompts]):
-            batch = self._batch(prompts, rows, max_new_tokens, stop_ids, seed)
-            generated = decode.generate(
-                self._params,
-                batch,
-                sampling.values,
-                config=self._config,
-                steps=sampling.steps,
-                num_new_slots=num_new_slots,
-            )
-            tokens_BN, log_probs_BN, num_tokens_B = map(np.asarray, generated)
-            for i, row in enumerate(rows):
-                tokens = tokens_BN[i, : num_tokens_B[i]].tolist()
-                samples[row] = Sample(
-                    tokens=tokens,
-                    log_probs=log_probs_BN[i, : num_tokens_B[i]].copy(),
-                    is_stopped=tokens[-1] in stop_ids,
+        one_limit = isinstance(max_new_tokens, int)
+        limits = [max_new_tokens] * len(prompts) if one_limit else list(max_new_tokens)
+        self._check(prompts, limits, num_samples)
+        stop_ids = frozenset(stop_ids)
+        manner = Manner(
+            self._config,
+            sampling or Sampling(),
+            stop_ids,
+            StopStrings(tuple(stop_strings), to_text),
+            jax.random.key(seed),
+            self._rope_base,
+        )
+        requests = [
+            Request(i, tuple(prompts[i // num_samples]), limits[i // num_samples])
+            for i in range(len(prompts) * num_samples)
+        ]
+        samples: dict[int, Sample] = {}
+        with self._counted(), self._in_place():
+            for together in _pools(requests):
+                num_rows = min(len(together), self._max_batch_rows)
+                pool = Pool(
+                    self._params,
+                    manner,
+                    together,
+                    max_rows=self._max_batch_rows,
+                    refill_rows=self._refill_rows or max(1, num_rows // _REFILL_SHARE),
+                    num_new_slots=bucket(max(request.limit for request in together)),
                 )
-        return [sample for sample in samples if sample is not None]
+                samples.update(pool.run())
+        return [samples[i] for i in range(len(requests))]
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens = {max_new_tokens}: must be at least 1")
+    def _check(
+        self, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_samples: int
+    ) -> None:
+        if len(limits) != len(prompts):
+            raise ValueError(
+                f"max_new_tokens lists {len(limits)} limits for {len(prompts)} prompts"
+            )
+        if min(limits, default=1) < 1:
+            raise ValueError(f"max_new_tokens = {min(limits)}: must be at least 1")
+        if num_samples < 1:
+            raise ValueError(f"num_samples = {num_samples}: must be at least 1")
         for i, prompt in enumerate(prompts):
             if not len(prompt):
                 raise ValueError(
@@ -129,41 +171,23 @@ class Sampler:
                     f"from 0 to {self._model.vocab_size - 1}. Is its vocabulary another one?"
                 )
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yields the indices of prompts to decode together: of one length bucket, in order."""
-        buckets: dict[int, list[int]] = {}
-        for i, length in enumerate(lengths):
-            buckets.setdefault(bucket(length), []).append(i)
-        for _, rows in sorted(buckets.items()):
-            for start in range(0, len(rows), self._max_batch_rows):
-                yield rows[start : start + self._max_batch_rows]
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        before = decode.compilations.total()
+        try:
+            yield
+        finally:
+            self._num_compilations += decode.compilations.total() - before
 
-    def _batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        rows: Sequence[int],
-        max_new_tokens: int,
-        stop_ids: set[int],
-        seed: int,
-    ) -> decode.Prompts:
-        num_rows = min(_row_bucket(len(rows)), self._max_batch_rows)
-        length = bucket(max(len(prompts[row]) for row in rows))
-        tokens_BP = np.zeros((num_rows, length), np.int32)
-        num_tokens_B = np.ones(num_rows, np.int32)
-        limits_B = np.zeros(num_rows, np.int32)
-        bases_B = np.full(num_rows, self._model.rope_base, np.float32)
-        for i, row in enumerate(rows):
-            prompt = prompts[row]
-            tokens_BP[i, length - len(prompt) :] = prompt
-            num_tokens_B[i], limits_B[i] = len(prompt), max_new_tokens
-            bases_B[i] = self._rope_base(len(prompt))
-        numbers_B = np.zeros(num_rows, np.uint32)
-        numbers_B[: len(rows)] = rows
-        keys_B = _row_keys(seed, numbers_B)
-        padded_stop_ids = np.full(bucket(len(stop_ids)), -1, np.int32)  # no token is -1
-        padded_stop_ids[: len(stop_ids)] = sorted(stop_ids)
-        fields = (tokens_BP, num_tokens_B, bases_B, limits_B, keys_B, padded_stop_ids)
-        return decode.Prompts(*map(jnp.asarray, fields))
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Makes the mesh and the rules those in use, where they are given."""
+        with contextlib.ExitStack() as stack:
+            if self._mesh is not None:
+                stack.enter_context(jax.set_mesh(self._mesh))
+            if self._axis_rules is not None:
+                stack.enter_context(rules.axis_rules(self._axis_rules))
+            yield
 
     def _rope_base(self, num_prompt_tokens: int) -> float:
         model = self._model
@@ -178,19 +202,17 @@ class Sampler:
         )
 
 
-@jax.jit
-def _row_keys(seed: int, numbers_B: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers_B)
+def _pools(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Yields requests to share rows: those of one prompt side by side, short prompts first.
 
-
-def bucket(length: int) -> int:
-    """Returns the smallest of 16, 24, 32, 48, 64, 96, ... that is not below `length`."""
-    power = max(16, 1 << (length - 1).bit_length())
-    return power * 3 // 4 if power > 16 and length <= power * 3 // 4 else power
-
-
-def _row_bucket(num_rows: int) -> int:
-    """Returns the smallest of 1, 2, 4, 8, 16, 24, 32, 64, ... that is not below `num_rows`."""
-    ladder = (1, 2, 4, 8, 16, 24)
-    place = bisect.bisect_left(ladder, num_rows)
-    return ladder[place] if place < len(ladder) else 1 << (num_rows - 1).bit_length()
+    Slots of one pool are as many as its longest prompt needs; four times what its shortest does, at
+    most, is what a wider pool, with fuller batches, may waste.
+    """
+    prompts: dict[tuple[int, ...], list[Request]] = {}
+    for request in requests:
+        prompts.setdefault(request.prompt, []).append(request)
+    pools: dict[int, list[Request]] = {}
+    for prompt, same in sorted(prompts.items(), key=lambda item: bucket(len(item[0]))):
+        num_slots = bucket(len(prompt)) + bucket(max(request.limit for request in same))
+        pools.setdefault((num_slots - 1).bit_length() // 2, []).extend(same)
+    yield from pools.values()

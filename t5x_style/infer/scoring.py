@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from t5x_style.infer.sampler import bucket
+from t5x_style.infer.pool import bucket
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.ops import losses, rotary

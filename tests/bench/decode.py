@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.bench.alternating import Worker, alternate, serve, summary
 
-_SETTINGS = {
+SETTINGS = {
     "vocab_size": 8192,
     "num_layers": 6,
     "embed_dim": 384,
@@ -45,7 +45,8 @@ def _serve(folder: str) -> None:
     serve(answer)
 
 
-def _export(folder: str) -> None:
+def export(folder: str) -> None:
+    """Writes the model in Hugging Face's format."""
     import jax
     from flax import linen as nn
 
@@ -53,7 +54,7 @@ def _export(folder: str) -> None:
     from t5x_style.models.config import TransformerConfig
     from t5x_style.models.hf.checkpoint import export_params
 
-    config = TransformerConfig(**_SETTINGS)
+    config = TransformerConfig(**SETTINGS)
     params = nn.unbox(transformer.init_params(config, jax.random.key(0)))
     export_params(config, params, folder, layout="llama")
 
@@ -75,7 +76,7 @@ def main() -> None:
     if not flags.torch_python:
         parser.error("--torch_python is needed")
     with tempfile.TemporaryDirectory() as folder:
-        _export(folder)
+        export(folder)
         ours = [sys.executable, "-m", "tests.bench.decode", "--serve", folder]
         peer = [flags.torch_python, "tests/bench/decode_torch.py", folder, str(flags.num_threads)]
         workers = {
@@ -89,7 +90,7 @@ def main() -> None:
         )
         for batch in map(int, flags.batches.split(",")):
             random = np.random.default_rng(batch)
-            prompts = random.integers(3, _SETTINGS["vocab_size"], (batch, flags.num_prompt))
+            prompts = random.integers(3, SETTINGS["vocab_size"], (batch, flags.num_prompt))
             request = {"prompts": prompts.tolist(), "num_new": flags.num_new}
             answers = alternate(workers, request, rounds=flags.rounds)
             sums = {name: summary(found) for name, found in answers.items()}

@@ -1,4 +1,4 @@
-"""The peer of tests/bench/decode.py: `transformers.generate` on torch, in its own environment.
+"""The peer of decode.py and rollout.py: `transformers.generate` on torch, in its own environment.
 
 Run by path, as its environment need hold torch and transformers alone.
 """
@@ -26,7 +26,7 @@ def main(folder: str, num_threads: int) -> None:
                 attention_mask=torch.ones_like(prompts),
                 max_new_tokens=request["num_new"],
                 min_new_tokens=request["num_new"],
-                do_sample=False,
+                **request.get("sampling", {"do_sample": False}),
             )
         return {"tokens": found[:, prompts.shape[1] :].tolist()}
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from t5x_style.infer import decode
-from t5x_style.infer import sampler as samplers
+from t5x_style.infer.pool import bucket
+from t5x_style.infer.repetition import History
 from t5x_style.infer.sampler import Sampler
 from t5x_style.infer.sampling import Sampling, next_tokens
 from t5x_style.infer.scoring import Scorer
+from t5x_style.infer.weights import decode_params
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from tests.golden import hf_models
@@ -105,32 +107,37 @@ def test_a_row_ends_at_its_stop_id_and_does_not_disturb_the_others():
     assert len(stopped[1].tokens) <= 7
 
 
-@pytest.mark.slow
-def test_the_loop_ends_when_all_rows_have_stopped():
+@pytest.mark.parametrize("limit", [1, 2, 3, 100_000])
+def test_the_loop_ends_when_all_rows_have_stopped(limit):
     """The program counts: a row that never stops would need 100,000 steps."""
     params = hf_models.seeded_params(_CONFIG)
     third = Sampler(_CONFIG, params).generate(_PROMPTS[:1], 3, sampling=_GREEDY)[0].tokens[2]
+    config = decode.decode_config(_CONFIG)
+    params = decode_params(params, _CONFIG)
+    state = decode.empty_state(config, 2, 3, 16)
     prompts = decode.Prompts(
-        tokens_BP=jnp.array([_PROMPTS[0], [0, 0, 0]], jnp.int32),
-        num_tokens_B=jnp.array([3, 1]),
+        jnp.array([_PROMPTS[0]]), jnp.array([3]), jnp.array([_CONFIG.rope_base])
+    )
+    state = decode.admit(params, state, prompts, jnp.array([1]), config=config)
+    rows = decode.Rows(
+        num_prompt_tokens_B=jnp.array([0, 3]),
         rope_bases_B=jnp.full(2, _CONFIG.rope_base),
-        limits_B=jnp.array([100_000, 0]),
-        keys_B=jax.random.split(jax.random.key(0), 2),
-        stop_ids=jnp.array([third]),
+        limits_B=jnp.array([0, limit]),
+        key=jax.random.key(0),
+        numbers_B=jnp.array([0, 0], jnp.uint32),
+        is_new_B=jnp.array([False, True]),
+        prompt_tokens_BP=jnp.zeros((2, 0), jnp.int32),
+        stop_ids=jnp.array([third, -1]),
     )
-    generated = decode.generate(
-        decode.decode_params(params, _CONFIG),
-        prompts,
-        _GREEDY.values,
-        config=decode.decode_config(_CONFIG),
-        steps=_GREEDY.steps,
-        num_new_slots=100_000,
+    state = decode.advance(
+        params, state, rows, _GREEDY.values, 100_000, 2, config=config, steps=_GREEDY.steps
     )
-    num_tokens = int(generated.num_tokens_B[0])
-    assert num_tokens <= 3
-    assert generated.tokens_BN[0, num_tokens - 1] == third
-    assert not np.any(generated.tokens_BN[0, num_tokens:])
-    assert not np.any(generated.tokens_BN[1])
+    num_tokens = int(state.num_tokens_B[1])
+    assert num_tokens == state.step <= min(limit, 3)
+    assert limit < 3 or state.drawn_BN.tokens[1, num_tokens - 1] == third
+    assert not np.any(state.drawn_BN.tokens[1, num_tokens:])
+    assert not np.any(state.drawn_BN.tokens[0])
+    assert all(bool(jnp.all(jnp.isfinite(x))) for kept in state.caches for x in kept)
 
 
 @pytest.mark.slow
@@ -147,7 +154,7 @@ def test_batches_change_nothing_and_seeds_change_samples():
 
 
 def test_shapes_come_from_short_ladders():
-    assert [samplers.bucket(n) for n in (1, 16, 17, 25, 33, 49, 65, 97)] == [
+    assert [bucket(n) for n in (1, 16, 17, 25, 33, 49, 65, 97)] == [
         16,
         16,
         24,
@@ -157,20 +164,20 @@ def test_shapes_come_from_short_ladders():
         96,
         128,
     ]
-    assert len({samplers.bucket(n) for n in range(1, 4097)}) == 17
-    assert all(n <= samplers.bucket(n) < max(17, 1.5 * n + 1) for n in range(1, 4097))
+    assert len({bucket(n) for n in range(1, 4097)}) == 17
+    assert all(n <= bucket(n) < max(17, 1.5 * n + 1) for n in range(1, 4097))
 
 
 @pytest.mark.slow
 def test_settings_limits_and_lengths_of_a_bucket_share_a_compilation():
     sampler = Sampler(_CONFIG, hf_models.seeded_params(_CONFIG))
     sampler.generate(_PROMPTS, 10, sampling=Sampling(temperature=0.5, top_p=0.9))
-    before = decode.generate._cache_size()
+    before = sampler.num_compilations
     sampler.generate(_PROMPTS[:3], 16, sampling=Sampling(top_p=0.5), stop_ids=[3, 4], seed=9)
     sampler.generate([[5] * 9, [6] * 11, [7] * 2], 3, sampling=Sampling(top_p=0.5))
-    assert decode.generate._cache_size() == before
-    sampler.generate(_PROMPTS[:1], 10, sampling=Sampling(top_p=0.5))
-    assert decode.generate._cache_size() == before + 1
+    assert sampler.num_compilations == before
+    sampler.generate(_PROMPTS, 100, sampling=Sampling(top_p=0.5))
+    assert sampler.num_compilations == before + 3  # more room: a state, a prefill, a loop
 
 
 def test_generation_refuses_what_it_cannot_do():
@@ -189,6 +196,9 @@ def test_generation_refuses_what_it_cannot_do():
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"no_repeat_ngram": -1},
+        {"min_new_tokens": -1},
     ]
     for bad in bad_settings:
         with pytest.raises(ValueError, match=next(iter(bad))):
@@ -200,7 +210,8 @@ def _support(logits_V: np.ndarray, sampling: Sampling, num_draws: int) -> np.nda
     logits_BV = jnp.broadcast_to(logits_V, (num_draws, len(logits_V)))
     keys_B = jax.random.split(jax.random.key(0), num_draws)
     draw = jax.jit(next_tokens, static_argnums=3)
-    tokens_B, _ = draw(logits_BV, keys_B, sampling.values, sampling.steps)
+    none = History(*[jnp.zeros((0, 0), jnp.int32)] * 6)  # no repetition control, so not read
+    tokens_B = draw(logits_BV, keys_B, sampling.values, sampling.steps, none).tokens
     return np.bincount(tokens_B, minlength=len(logits_V)) / num_draws
 
 

@@ -184,22 +184,22 @@ def test_neither_padding_nor_rows_that_have_ended_take_experts_from_prompts():
     for i in (1, 3):
         params[f"layers_{i}"]["moe"]["router"] *= 0  # all tokens to expert 0, which has 10 places
     ample = dataclasses.replace(config, moe=dataclasses.replace(moe, router=Dropless()))
+    bases = jnp.full(2, config.rope_base)
     prompts = decode.Prompts(
-        tokens_BP=jnp.array([[0] * 6 + [5, 6], [7, 8, 9, 10, 11, 12, 13, 14]], jnp.int32),
-        num_tokens_B=jnp.array([2, 8]),
-        rope_bases_B=jnp.full(2, config.rope_base),
-        limits_B=jnp.array([1, 1]),
-        keys_B=jax.random.split(jax.random.key(0), 2),
-        stop_ids=jnp.array([0]),
+        tokens_RP=jnp.array([[0] * 6 + [5, 6], [7, 8, 9, 10, 11, 12, 13, 14]], jnp.int32),
+        num_tokens_R=jnp.array([2, 8]),
+        rope_bases_R=bases,
     )
+    is_visible = jnp.arange(9) >= jnp.array([[6], [0]])
+    places = decode.Places(jnp.int32(8), jnp.array([2, 8]), bases, is_visible)
 
     def prefilled(config):
-        return decode.prefill(params, prompts, config=config, num_new_slots=1)
+        return decode.prefill(params, prompts, config=config, free_slots=(0, 1))
 
     def next_hidden(config, is_alive):
-        tokens, slot = jnp.array([3, 4], jnp.int32), jnp.int32(8)
-        caches, alive = prefilled(ample)[1], jnp.array(is_alive)
-        return decode.decode_token(params, prompts, tokens, slot, caches, alive, config=config)[0]
+        tokens, caches = jnp.array([3, 4], jnp.int32), prefilled(ample)[1]
+        alive = jnp.array(is_alive)
+        return decode.decode_token(params, tokens, places, caches, alive, config=config)[0]
 
     np.testing.assert_allclose(prefilled(config)[0], prefilled(ample)[0], atol=1e-6)
     tight = dataclasses.replace(moe, router=TopK(capacity_factor=0.1, priority="index"))
