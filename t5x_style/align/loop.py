@@ -31,6 +31,7 @@ from t5x_style.train.writers import Writer
 
 ACTOR, CRITIC, SAMPLES = "actor", "critic", "samples"
 GUARD_LOG = "guards.jsonl"
+_SAMPLED_ROWS = 64  # answers that are decoded together
 
 # Measures an actor, given its params, on held-out text.
 Evaluation = Callable[[Any], Mapping[str, float]]
@@ -141,13 +142,21 @@ def fit(
 
         if progress.iteration == 0:
             save()
+        sampler = None
         while progress.iteration < settings.iterations:
             number = progress.iteration
             injector.at("iteration", number + 1)
             started = perf_counter()
-            sampler = _sampler(ppo, begun)
             path = _samples_path(run_dir, progress)
-            found = _rollouts(ppo, sampler, prompts, judge, chat, path, progress, seed)
+            if path.is_file():
+                found = rollouts_of.load(path, chat)
+            else:
+                if sampler is None:
+                    sampler = _sampler(ppo, begun)
+                else:
+                    sampler.update(begun.actor.params)
+                found = _rollouts(ppo, sampler, prompts, judge, chat, progress, seed)
+                rollouts_of.save(path, found)
             sampled_secs = perf_counter() - started
             injector.at("sampled", number + 1)
             longest = max(
@@ -220,7 +229,9 @@ def fit(
 def _sampler(ppo: PPO, models: Models) -> Sampler:
     policy: Any = ppo.actor.objective
     return Sampler(
-        policy.model, models.actor.params, max_batch_rows=min(ppo.settings.num_rollouts, 64)
+        policy.model,
+        models.actor.params,
+        max_batch_rows=min(ppo.settings.num_rollouts, _SAMPLED_ROWS),
     )
 
 
@@ -230,16 +241,13 @@ def _rollouts(
     prompts: Sequence[Prompt],
     judge: RewardJudge,
     chat: ChatFormat,
-    path: Path,
     progress: _Progress,
     seed: int,
 ) -> list[Rollout]:
-    """Returns an iteration's scored answers, from its file if there is one."""
+    """Returns an iteration's scored answers."""
     settings = ppo.settings
     asked = drawn(prompts, settings.prompts_per_iteration, progress.iteration, seed)
     asked = [prompt for prompt in asked for _ in range(settings.samples_per_prompt)]
-    if path.is_file():
-        return rollouts_of.load(path, chat)
     found = rollouts_of.sample(
         sampler,
         chat,
@@ -249,12 +257,10 @@ def _rollouts(
         seed=_seed(seed, progress.attempt, progress.iteration),
     )
     scores = judge.scores((rollout.prompt, rollout.answer) for rollout in found)
-    found = [
+    return [
         dataclasses.replace(rollout, score=float(score))
         for rollout, score in zip(found, scores, strict=True)
     ]
-    rollouts_of.save(path, found)
-    return found
 
 
 def _seed(*numbers: int) -> int:
