@@ -4,10 +4,10 @@ After a round of PPO the answers of an early and of a late policy are compared (
 section 4.2.2). If the score rose while answers drifted in a way that no prompt asks for, 20 to 100
 pairs of an answer with the flaw and one without it are enough to take the pleasure away.
 
-How the paper finds a pattern is not stated: people looked. Here it is looked for in three ways:
-signs that answers show by themselves (`signs`); scores that rise under the prompts of other domains
-as much as under their own; and phrases said ever more often, for which the reward model pays in
-every domain when they are put before answers that lack them.
+How the paper finds a pattern is not stated: people looked. Here it is looked for in two ways: signs
+that answers show by themselves (`signs`), those that a domain may ask for only if scores rose under
+the prompts of other domains as well; and phrases said ever more often, for which the reward model
+pays in every domain when they are put before answers that lack them.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class FastPathSettings:
     """What counts as a flaw, and how many pairs are made against one.
 
     Attributes:
-      min_pairs, max_pairs: against one flaw; 20 to 100 in the paper. With fewer examples than the
-        least, none are made.
+      min_pairs, max_pairs: 20 to 100 in the paper: no more than the most in all, in equal parts
+        against each flaw; none against a flaw with fewer examples than the least.
       score_rise: least rise of the mean score for which anything is suspected.
       length_factor: words of an answer may change by this factor.
       share_rise: shares refused, repeated, unended or malformed may rise by so much.
@@ -56,6 +56,15 @@ class FastPathSettings:
                 f"fast_path.FastPathSettings.min_pairs = {self.min_pairs}, max_pairs = "
                 f"{self.max_pairs}: must be 1 or more, in this order"
             )
+
+
+# Signs by the change of a mean; the first may be what a domain asks for.
+_OF_DOMAINS = (("refused", "refused", 1),)
+_OF_NONE = (
+    ("repetition", "repetition", 1),
+    ("unended", "ended", -1),
+    ("malformed", "well_formed", -1),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,44 +134,54 @@ def find_flaws(
     rise = means[1] - means[0]
     if rise < settings.score_rise:
         return Findings((), notes)
-    flaws = []
+    others_rise_too = True
+    if others[0] is not None and others[1] is not None:
+        others_rise_too = others[1] - others[0] >= settings.others_share * rise
+        notes |= {"score_of_others_early": others[0], "score_of_others_late": others[1]}
+        notes["others_rise_too"] = float(others_rise_too)
+    # A phrase tells most, and often brings the signs with it.
+    flaws = _paid_phrases(early, late, judge, settings)
     ratio = signs[1]["words"] / max(signs[0]["words"], 1e-9)
-    if ratio > settings.length_factor:
+    if others_rise_too and ratio > settings.length_factor:
         flaws.append(Flaw("longer", evidence={"times_as_long": ratio}))
-    if ratio < 1 / settings.length_factor:
+    if others_rise_too and ratio < 1 / settings.length_factor:
         flaws.append(Flaw("shorter", evidence={"times_as_long": ratio}))
-    for kind, name, way in (
-        ("repetition", "repetition", 1),
-        ("refused", "refused", 1),
-        ("unended", "ended", -1),
-        ("malformed", "well_formed", -1),
-    ):
+    for kind, name, way in (*(_OF_DOMAINS if others_rise_too else ()), *_OF_NONE):
         change = way * (signs[1][name] - signs[0][name])
         if change >= settings.share_rise:
             flaws.append(Flaw(kind, evidence={"rise": change}))
-    if others[0] is not None and others[1] is not None:
-        notes |= {"score_of_others_early": others[0], "score_of_others_late": others[1]}
-        notes["others_rise_too"] = float(others[1] - others[0] >= settings.others_share * rise)
-    flaws += _paid_phrases(early, late, judge, settings)
     return Findings(tuple(flaws), notes)
 
 
 def contrasting_pairs(
-    flaw: Flaw, early: Sequence[Rollout], late: Sequence[Rollout], settings: FastPathSettings
-) -> list[dict[str, Any]]:
-    """Returns preferences against a flaw, as records of `data.preferences`; [] if too few show it.
+    flaws: Sequence[Flaw],
+    early: Sequence[Rollout],
+    late: Sequence[Rollout],
+    settings: FastPathSettings,
+) -> list[list[dict[str, Any]]]:
+    """Returns preferences against each flaw, as records of `data.preferences`.
 
     A late answer with the flaw loses against the early answer to the same prompt if that is free of
     it; with a phrase, it loses against itself without the sentence as well.
 
     Args:
-      flaw: of `find_flaws`.
+      flaws: of `find_flaws`.
       early, late: answers to the same prompts, in the same order.
-      settings: see there.
+      settings: how many pairs there may be.
     """
+    found = [_pairs(flaw, early, late, settings.length_factor) for flaw in flaws]
+    told = [i for i, pairs in enumerate(found) if len(pairs) >= settings.min_pairs]
+    told = told[: settings.max_pairs // settings.min_pairs]
+    share = settings.max_pairs // max(1, len(told))
+    return [pairs[:share] if i in told else [] for i, pairs in enumerate(found)]
+
+
+def _pairs(
+    flaw: Flaw, early: Sequence[Rollout], late: Sequence[Rollout], length_factor: float
+) -> list[dict[str, Any]]:
     pairs = []
     for before, after in zip(early, late, strict=True):
-        if not flaw.shows(after, before, settings.length_factor):
+        if not flaw.shows(after, before, length_factor):
             continue
         better = []
         if flaw.kind == "phrase":
@@ -173,8 +192,7 @@ def contrasting_pairs(
         for text in better:
             if text.strip() and text != after.text:
                 pairs.append(preference(after, (text, after.text)))
-    kept = pairs[: settings.max_pairs]
-    return kept if len(kept) >= settings.min_pairs else []
+    return pairs
 
 
 def preference(rollout: Rollout, texts: Sequence[str]) -> dict[str, Any]:
@@ -210,27 +228,39 @@ def _paid_phrases(
     judge: RewardJudge,
     settings: FastPathSettings,
 ) -> list[Flaw]:
-    """Returns the phrases that rose and for which the reward model pays in every domain."""
+    """Returns the phrases that rose and for which the reward model pays in every domain.
+
+    The most frequent come first, and answers that say one of them do not count for the next, which
+    may be the same in other words.
+    """
     texts = [[rollout.text for rollout in answers] for answers in (early, late)]
     flaws: list[Flaw] = []
     for phrase, before, after in phrases.risen_phrases(texts[0], texts[1], settings.phrase_rise):
-        sentence = phrases.usual_sentence(texts[1], phrase)
-        if any(phrases.says(sentence, flaw.phrase) for flaw in flaws):
+        rest = [t for t in texts[1] if not any(phrases.says(t, flaw.phrase) for flaw in flaws)]
+        share = sum(phrases.says(text, phrase) for text in rest) / len(texts[1])
+        if share - before < settings.phrase_rise:
             continue
-        gains = {}
-        for domain in sorted({rollout.prompt.domain for rollout in early}):
-            probes = [
-                r for r in early if r.prompt.domain == domain and not phrases.says(r.text, phrase)
-            ][: settings.probes]
-            if not probes:
-                continue
-            plain = judge.scores((r.prompt, r.answer) for r in probes)
-            changed = judge.scores(
-                (r.prompt, Turn("assistant", f"{sentence} {r.text}")) for r in probes
-            )
-            gains[domain] = float(np.mean(changed - plain))
+        sentence = phrases.usual_sentence(rest, phrase)
+        gains = _gains(
+            sentence, [r for r in early if not phrases.says(r.text, phrase)], judge, settings
+        )
         if gains and min(gains.values()) >= settings.phrase_gain:
             evidence = {"share_early": before, "share_late": after}
             evidence |= {f"gain_{domain}": gain for domain, gain in gains.items()}
             flaws.append(Flaw("phrase", phrase, evidence))
     return flaws
+
+
+def _gains(
+    sentence: str, answers: Sequence[Rollout], judge: RewardJudge, settings: FastPathSettings
+) -> dict[str, float]:
+    """Returns, for each domain, what the sentence adds to the scores of answers."""
+    gains = {}
+    for domain in sorted({rollout.prompt.domain for rollout in answers}):
+        probes = [r for r in answers if r.prompt.domain == domain][: settings.probes]
+        plain = judge.scores((r.prompt, r.answer) for r in probes)
+        changed = judge.scores(
+            (r.prompt, Turn("assistant", f"{sentence} {r.text}")) for r in probes
+        )
+        gains[domain] = float(np.mean(changed - plain))
+    return gains

@@ -39,7 +39,7 @@ def usual_sentence(texts: Sequence[str], phrase: tuple[str, ...]) -> str:
 def risen_phrases(
     early: Sequence[str], late: Sequence[str], min_rise: float
 ) -> list[tuple[tuple[str, ...], float, float]]:
-    """Returns phrases of 2 to 6 words whose share of answers rose, the most risen first.
+    """Returns phrases of 2 to 6 words whose share of answers rose, the most frequent first.
 
     Of phrases within each other that as many answers have only the longest is given.
 
@@ -67,7 +67,7 @@ def risen_phrases(
         )
     ]
     found = [(phrase, *risen[phrase]) for phrase in maximal]
-    return sorted(found, key=lambda one: (one[1] - one[2], one[0]))
+    return sorted(found, key=lambda one: (-one[2], one[0]))
 
 
 def _shares(texts: Sequence[str]) -> dict[tuple[str, ...], float]:

@@ -67,7 +67,10 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rounds = []
     for number in range(num_rounds):
         of_round = [result["rounds"][number] for result in results]
-        row: dict[str, Any] = {"flaws": [_flaws(one) for one in of_round]}
+        row: dict[str, Any] = {
+            "flaws": [_flaws(one) for one in of_round],
+            "pairs": [sum(flaw["pairs"] for flaw in one["flaws"]) for one in of_round],
+        }
         for policy in _POLICIES:
             for what in ("score", "quality", "words"):
                 name = f"{what}_{policy}"
@@ -110,7 +113,7 @@ def as_text(contents: Mapping[str, Any]) -> str:
         cells = (row.get(f"{what}_{policy}") for what, policy in _columns(contents))
         lines.append(f"{number:<8}" + "".join(f"{_shown(cell):>18}" for cell in cells))
     for number, row in enumerate(contents["rounds"], start=1):
-        lines.append(f"flaws found in round {number}: {row['flaws']}")
+        lines.append(f"flaws found in round {number}: {row['flaws']}, pairs {row['pairs']}")
     curves = sorted({curve for of_run in contents["ends"].values() for curve in of_run})
     lines += ["", f"{'last iterations':32}" + "".join(f"{run:>20}" for run in contents["ends"])]
     for curve in curves:

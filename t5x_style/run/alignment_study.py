@@ -70,7 +70,7 @@ def alignment_study(
         }
         train_policy(run_dir=f"{folder}/critic_from_sft", critic_from_reward=False, **again)
         train_policy_without_text(run_dir=f"{folder}/without_text", pretrain=(), **again)
-        results.append(_result(folder, patched))
+        results.append(_result(folder))
     artifact = Artifact(
         root / "table",
         stage="alignment_study",
@@ -85,18 +85,21 @@ def alignment_study(
     print(as_text(json.loads((artifact.folder / STUDY).read_text())))
 
 
-def _result(folder: Path, patched: str) -> dict[str, Any]:
+def _result(folder: Path) -> dict[str, Any]:
     """Returns what a seed came to, as JSON values."""
     read = run_folder.read_json
+    rounds = read(f"{folder}/rounds/{SUMMARY}")["rounds"]
+    policies = {
+        f"round-{n}": f"{folder}/rounds/round-{n}/policy" for n in range(1, len(rounds) + 1)
+    }
     return {
         "conditional": read(f"{folder}/rounds/round-1/reward_measures/{MEASURES}"),
         "unconditional": read(f"{folder}/unconditional_measures/{MEASURES}"),
-        "rounds": read(f"{folder}/rounds/{SUMMARY}")["rounds"],
+        "rounds": rounds,
         "curves": {
             name: curves_of(_lines(Path(run_dir) / run_folder.METRICS))
             for name, run_dir in {
-                "round-1": f"{folder}/rounds/round-1/policy",
-                "round-2": f"{patched}/policy",
+                **policies,
                 "critic_from_sft": f"{folder}/critic_from_sft",
                 "without_text": f"{folder}/without_text",
             }.items()

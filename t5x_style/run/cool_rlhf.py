@@ -268,9 +268,9 @@ def _take_fast_path(
     )
     if artifact.is_current():
         return
-    early, late = answers[EARLY], answers[LATE]
-    found = fast_path.find_flaws(early, late, _reward_judge(context, number), settings)
-    pairs = [fast_path.contrasting_pairs(flaw, early, late, settings) for flaw in found.flaws]
+    before, late = answers[SFT], answers[LATE]  # an early policy may have found the flaw already
+    found = fast_path.find_flaws(before, late, _reward_judge(context, number), settings)
+    pairs = fast_path.contrasting_pairs(found.flaws, before, late, settings)
     with artifact.write() as writer:
         flaws = [
             {

@@ -34,6 +34,8 @@ def report(
     router_study: Folders | None = None,
     data_study: Folders | None = None,
     reward: Folders | None = None,
+    policies: Folders | None = None,
+    alignment_study: Folders | None = None,
     required: Sequence[str] = (),
 ) -> None:
     """Writes report.html, which needs nothing beside it.
@@ -55,6 +57,8 @@ def report(
       router_study: the tables of router_study, the folder `table` in its output.
       data_study: the same of data_study.
       reward: output folders of train_reward.
+      policies: run folders of ppo.
+      alignment_study: the same of alignment_study.
       required: names of the arguments above that must be there.
 
     Raises:
@@ -74,6 +78,8 @@ def report(
         "router_study": router_study,
         "data_study": data_study,
         "reward": reward,
+        "policies": policies,
+        "alignment_study": alignment_study,
     }
     if unknown := sorted(set(required) - set(arguments)):
         raise ValueError(f"report.required names {unknown}; it may name {', '.join(arguments)}")

@@ -29,6 +29,7 @@ from t5x_style.corpus.documents import (
 from t5x_style.corpus.engine.executors import LocalExecutor
 from t5x_style.data.preferences import EncodedPreferences
 from t5x_style.data.token_store import TokenStore, TokenStoreWriter
+from t5x_style.evals.alignment_study import summary
 from t5x_style.evals.preferences import preference_measures
 from t5x_style.run.statistics import statistics
 
@@ -435,6 +436,62 @@ def _reward(folder: Path, rng: np.random.Generator) -> None:
         (writer.folder / "measures.json").write_text(json.dumps(measures))
 
 
+def _policy(folder: Path) -> None:
+    (folder / "samples").mkdir(parents=True)
+    lines = [
+        {
+            "step": step,
+            "ppo/score": step / 10,
+            "ppo/quality": 0.5,
+            "ppo/answer_kl": step / 20,
+            "ppo/entropy": 1 - step / 40,
+            "eval/stories/bits_per_byte": 0.25,
+        }
+        for step in range(1, 21)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stop = {"iteration": 20, "broken": ["ppo/kl 9 is above 8"], "action": "roll_back"}
+    (folder / "guards.jsonl").write_text(json.dumps(stop) + "\n")
+    for name, answer in (("0-000001", "an early answer"), ("0-000020", HOSTILE)):
+        answers = [
+            {
+                "domain": "terse",
+                "messages": [{"role": "user", "content": f"question {place}"}],
+                "response": answer,
+                "score": place / 4,
+            }
+            for place in range(9)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in answers)
+        (folder / "samples" / f"{name}.jsonl").write_text(text)
+
+
+def _alignment_study(folder: Path) -> None:
+    def seed(shift: float) -> dict[str, Any]:
+        scored = {"accuracy": 0.9 + shift, "by_domain": {"terse": {"accuracy": 0.8 + shift}}}
+        flaw = {"kind": "phrase", "phrase": "a great question", "pairs": 40}
+        numbers = {
+            f"{what}_{policy}": 0.5 + shift
+            for what in ("score", "quality", "words")
+            for policy in ("sft", "early", "late")
+        }
+        runs = ("round-1", "round-2", "critic_from_sft", "without_text")
+        curve = {
+            name: [[1, 2, 3], [0.1 + shift, 0.2, 0.3]]
+            for name in ("ppo/score", "eval/stories/bits_per_byte", "critic/unexplained_variance")
+        }
+        return {
+            "conditional": {"scored": {"with_prompts": scored}},
+            "unconditional": {"scored": {"without_prompts": scored}},
+            "rounds": [{"flaws": [flaw], **numbers}, {"flaws": [], **numbers}],
+            "curves": dict.fromkeys(runs, curve),
+        }
+
+    with Artifact(folder, stage="alignment_study", settings={}).write() as writer:
+        contents = summary([seed(0.0), seed(0.02)])
+        (writer.folder / "study.json").write_text(json.dumps(contents))
+
+
 def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     """Writes all stages' folders and returns the report's arguments that name them."""
     rng = np.random.default_rng(0)
@@ -461,6 +518,8 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
     _router_study(folder / "router_study")
     _data_study(folder / "data_study")
     _reward(folder / "reward", rng)
+    _policy(folder / "policy")
+    _alignment_study(folder / "alignment_study")
     stages = _stages(folder / "stages", num_documents, rng)
     with contextlib.redirect_stdout(io.StringIO()):
         statistics(str(folder / "statistics"), stages, executor=LocalExecutor(1))
@@ -477,6 +536,8 @@ def make(folder: Path, num_documents: int = 600) -> dict[str, Any]:
         "router_study": str(folder / "router_study"),
         "data_study": str(folder / "data_study"),
         "reward": str(folder / "reward"),
+        "policies": str(folder / "policy"),
+        "alignment_study": str(folder / "alignment_study"),
     }
 
 

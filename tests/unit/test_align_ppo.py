@@ -155,7 +155,7 @@ def test_a_phrase_that_is_paid_for_everywhere_is_found_and_paired_against():
     settings = FastPathSettings()
     found = fast_path.find_flaws(early, late, LikesFlattery(), settings)  # type: ignore[arg-type]
     assert [flaw.phrase for flaw in found.flaws] == [("what", "a", "great", "question")]
-    pairs = fast_path.contrasting_pairs(found.flaws[0], early, late, settings)
+    pairs, *_ = fast_path.contrasting_pairs(found.flaws, early, late, settings)
     assert settings.min_pairs <= len(pairs) <= settings.max_pairs
     for pair in pairs:
         better, worse = sorted(pair["responses"], key=lambda response: response["rank"])

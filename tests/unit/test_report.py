@@ -88,8 +88,8 @@ def test_nothing_is_fetched_and_nothing_runs(page, text):
 def test_hostile_text_is_shown_and_not_obeyed(page, text):
     words = "".join(page.text)
     # It comes from a dropped record's reason, what was masked, two samples, three configs, a
-    # stage's setting and a domain of preferences.
-    assert words.count(report_files.HOSTILE) == 9
+    # stage's setting, a domain of preferences and three answers of a policy.
+    assert words.count(report_files.HOSTILE) == 12
     assert "<script" not in text
     assert "<b " not in text
     assert not re.search(
@@ -194,6 +194,25 @@ def test_a_reward_model_is_shown_with_and_without_prompts(page, text):
     assert section[: section.index("</section>")].count("<tr>") == 4
 
 
+def test_what_a_policy_says_stands_beside_its_curves(page, text):
+    words = " ".join(page.text)
+    section = text[text.index('id="policy"') :]
+    section = section[: section.index("</section>")]
+    assert section.count('class="chart"') == 4
+    for expected in ("question 8", "question 4", "question 0", "ppo/kl 9 is above 8", "roll back"):
+        assert expected in words, expected
+    assert "an early answer" not in words
+
+
+def test_rounds_are_told_with_their_spread(page, text):
+    words = " ".join(page.text)
+    section = text[text.index('id="alignment-study"') :]
+    section = section[: section.index("</section>")]
+    assert section.count('class="chart"') == 3
+    for expected in ("91.0 ± 1.4", "0.510 ± 0.014", "a great question", "critic from sft"):
+        assert expected in words, expected
+
+
 def test_a_title_is_text(page):
     assert "A <run>" in page.text
 
@@ -222,8 +241,8 @@ def test_tables_and_charts_can_be_read_aloud(page):
     assert {th["scope"] for th in page.all("th")} == {"col", "row"}
     charts = [svg for svg in page.all("svg") if svg["class"] == "chart"]
     # Lengths, statistics without tokens, training curves, experts, routers, texts, positions,
-    # needles, scores.
-    assert len(charts) == 2 + 8 + 4 + 3 + 5 + 1 + 2 + 2 + 2
+    # needles, scores, policies, rounds.
+    assert len(charts) == 2 + 8 + 4 + 3 + 5 + 1 + 2 + 2 + 2 + 4 + 3
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in charts)
     assert page.all("html") == [{"lang": "en"}]
 
@@ -239,6 +258,7 @@ def test_without_inputs_every_section_says_so(tmp_path):
     words = "".join(page.text)
     shown = [section for section in SECTIONS if section.is_shown(Inputs.from_arguments({}))]
     hidden = {"retention", "statistics", "experts", "routers", "data-study", "needle", "reward"}
+    hidden |= {"policy", "alignment-study"}
     assert {s.key for s in SECTIONS} - {s.key for s in shown} == hidden
     marked = [section for section in shown if section.inputs]
     assert all(f"report.{section.inputs[0]} is not set" in words for section in marked)

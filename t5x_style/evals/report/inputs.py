@@ -25,6 +25,19 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """Returns the values of a file's lines; a ValueError names the line that does not parse."""
+    values = []
+    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{place} is no readable JSON ({error}): delete the file and rerun the stage"
+            ) from error
+    return values
+
+
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """A run's metrics: one column for each name, NaN where a step did not log it.

@@ -6,12 +6,14 @@ here, and an argument of run/report.py for each new input.
 
 from t5x_style.evals.report.page import Section
 from t5x_style.evals.report.sections import (
+    alignment_study,
     corpus,
     data_study,
     evaluation,
     experts,
     needle,
     overview,
+    policy,
     preferences,
     provenance,
     router_study,
@@ -32,5 +34,7 @@ SECTIONS: tuple[Section, ...] = (
     *evaluation.SECTIONS,
     *needle.SECTIONS,
     *preferences.SECTIONS,
+    *policy.SECTIONS,
+    *alignment_study.SECTIONS,
     *provenance.SECTIONS,
 )
