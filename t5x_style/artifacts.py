@@ -72,6 +72,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+class MissingInputError(ValueError):
+    """What an earlier stage is to make is not there."""
+
+
 def input_digest(path: str | os.PathLike[str]) -> str:
     """Returns what identifies an input: a stage folder's manifest, or a file's bytes.
 
@@ -82,7 +86,7 @@ def input_digest(path: str | os.PathLike[str]) -> str:
     if path.is_dir():
         return read_manifest(path)["content"]
     if not path.is_file():
-        raise ValueError(f"input {path} does not exist")
+        raise MissingInputError(f"input {path} does not exist")
     return file_digest(path)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_style.artifacts import MissingInputError
 from t5x_style.data.vocabulary import Vocabulary
 
 _FORMAT = 1
@@ -59,7 +60,7 @@ class TokenStore:
         """
         folder = Path(folder)
         if not (folder / _INDEX).is_file():
-            raise ValueError(
+            raise MissingInputError(
                 f"there is no token store in {folder} (no {_INDEX}): run the tasks stage first, or "
                 "point Component.store at <tasks.output_dir>/<task>/<split>"
             )

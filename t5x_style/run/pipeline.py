@@ -12,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 
+from t5x_style.artifacts import MissingInputError
 from t5x_style.config import cli
 
 
@@ -50,7 +51,10 @@ def pipeline(
         if not dry_run:
             stage()
         elif _accepts_dry_run(stage):
-            stage(dry_run=True)
+            try:
+                stage(dry_run=True)
+            except MissingInputError as error:
+                print(f"{name} can be previewed once earlier stages have run: {error}")
         print(f"== {name}: {time.monotonic() - stage_start_secs:.1f} s", flush=True)
     print(f"\n== all stages: {time.monotonic() - start_secs:.1f} s", flush=True)
 

@@ -92,9 +92,13 @@ def ppo(
     asked = read_prompts(prompts)
     chat = ChatFormat(Vocabulary.load(vocabulary))
     texts = None if domain_prompts is None else DomainPrompts.load(domain_prompts)
+    value: Any = critic.objective
+    critic_run = reward_run if critic_from_reward else sft_run
+    for model, initial_run in ((policy.model, sft_run), (value.model, critic_run)):
+        run_folder.check_same_model(initial_run, model)
     start = InitialRun(sft_run, mode="params", step=actor_step)
     critic_start = InitialPart(
-        reward_run if critic_from_reward else sft_run,
+        critic_run,
         objective=critic.objective,
         part="backbone",
         seed=seed,
@@ -131,7 +135,6 @@ def ppo(
                 config_text=config_text,
                 **about,
             )
-        value: Any = critic.objective
         run_folder.write_model(f"{run_dir}/{CRITIC}", value.model)
         judge = RewardJudge(_reward_scorer(reward_run, chat, critic), chat, texts)
 

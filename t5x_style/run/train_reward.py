@@ -31,7 +31,7 @@ from t5x_style.infer.reward import RewardScorer
 from t5x_style.objectives.reward import Reward
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.run.train import fit_in_folder
-from t5x_style.train import checkpoint, compile_cache, faults
+from t5x_style.train import checkpoint, compile_cache, faults, run_folder
 from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import Job, LoopSettings
 from t5x_style.train.optimizers import AdamW
@@ -125,6 +125,7 @@ def train_reward(
         settings = dataclasses.replace(settings, seed=seed)
     initial_run = None
     if initial_run_dir is not None:
+        run_folder.check_same_model(initial_run_dir, objective.model)
         initial_run = InitialPart(
             initial_run_dir,
             step=initial_step,

@@ -92,6 +92,27 @@ def read_model(run_dir: str | Path) -> TransformerConfig:
     return TransformerConfig.from_dict(values)
 
 
+# What changes the function that the same weights stand for.
+_OF_FUNCTION = ("rope_base", "dynamic_ntk_factor", "norm_eps", "normalized_head", "causal", "moe")
+
+
+def check_same_model(run_dir: str | Path, config: TransformerConfig) -> None:
+    """Raises a ValueError where a model is to go on as what a run's was, and is another function.
+
+    Args:
+      run_dir: a run folder, whose weights the model is to begin with.
+      config: the model's.
+    """
+    of_run = read_model(run_dir)
+    for name in _OF_FUNCTION:
+        there, here = getattr(of_run, name), getattr(config, name)
+        if there != here:
+            raise ValueError(
+                f"config.TransformerConfig.{name} = {here}, and the run in {run_dir} was trained "
+                f"with {there}: bind it alike"
+            )
+
+
 @contextlib.contextmanager
 def locked(run_dir: str | Path) -> Iterator[None]:
     """Makes the folder and holds its lock; only the first process of a job takes it.

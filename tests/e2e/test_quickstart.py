@@ -22,7 +22,7 @@ def test_killed_and_resumed_pipeline_leaves_the_same_bytes(gin_file, tmp_path):
     page = (folder / "report" / "report.html").read_text()
     assert "Not run" not in page
     rows = json.loads((folder / "evaluation" / "evaluation.json").read_text())["checkpoints"]
-    assert {row["name"] for row in rows} == {"short", "mixture", "long", "enhance"}
+    assert {row["name"] for row in rows} == {"short", "mixture", "long", "enhance", "aligned"}
     assert all(0 < row["bits_per_byte"] < 9 for row in rows)
     samples = json.loads((folder / "samples" / "samples.json").read_text())
     assert len(samples) == 3 * 4

@@ -9,6 +9,7 @@ killed goes on at the tasks that were not finished.
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def safe_documents(run: Run, folder: str, settings: SafeSettings, load_scorer: L
         _made_safe,
         settings=settings,
         load_scorer=load_scorer,
-        version=str([settings, *map(input_digest, others)]),
+        # What is not there yet is so in a dry run alone.
+        version=str([settings, *(input_digest(path) for path in others if os.path.exists(path))]),
     )
     _map_stage(run, "safe", folder, function, SAFE_SCHEMA, {"safe": settings}, others)
 
@@ -154,9 +156,9 @@ def high_quality_documents(
     """
 
     scorers = [path for path in settings.scorers() if path]
-    versions = {path: input_digest(path) for path in scorers}
 
     def act(job: Job) -> tuple[Funnel, list[Source], dict[str, Any]]:
+        versions = {path: input_digest(path) for path in scorers}
         scored = job.map_batches(
             "scored",
             run.shards(folder),
