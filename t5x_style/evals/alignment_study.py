@@ -28,7 +28,8 @@ def curves_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]
     found: dict[str, list[list[float]]] = {}
     for line in lines:
         for name, value in line.items():
-            if name in CURVES or name.endswith(_TEXT):
+            is_held_out = name.startswith("eval/") and name.endswith(_TEXT)
+            if name in CURVES or is_held_out:
                 steps, values = found.setdefault(name, [[], []])
                 steps.append(line["step"])
                 values.append(value)

@@ -96,7 +96,7 @@ def _chart(
     for run in of_seeds[0]:
         if not run.startswith(tuple(runs)):
             continue
-        name = next((name for name in of_seeds[0][run] if name.endswith(curve)), None)
+        name = next((name for name in sorted(of_seeds[0][run]) if name.endswith(curve)), None)
         if name is None:
             continue
         steps = of_seeds[0][run][name][0]

@@ -44,7 +44,11 @@ def _policies(inputs: Inputs) -> Html:
 
 
 def _curves(metrics: Metrics) -> list[Html]:
-    bits = {name: name.split("/")[1] for name in metrics.columns if name.endswith(_BITS)}
+    bits = {
+        name: name.split("/")[1]
+        for name in metrics.columns
+        if name.startswith("eval/") and name.endswith(_BITS)
+    }
     parts = []
     for title, axis, names in (*_CHARTS, ("Held-out text", "bits per byte", bits)):
         series = []
