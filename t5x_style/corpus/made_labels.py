@@ -1,11 +1,14 @@
-"""Labelled texts made from good documents: broken ones for fluency, advertisements for not_ad.
+"""Labelled texts made from good documents: for fluency, for not_ad, and for pornography.
 
 People's labels (those of WanJuan-CC, arXiv 2402.19282, are theirs) are not to be had offline. What
 is made here stands in for them: passages of documents as good texts; the same kind of passages,
-broken in one of several ways, as texts that are not fluent; and advertisements put together from
-lists, alone or within a good passage. A model trained on these knows these faults and no others.
+broken in one of several ways, as texts that are not fluent; advertisements put together from
+lists, alone or within a good passage; and pages of adult sites made in the same way, set against
+good passages and ordinary advertisements. A model trained on these knows these faults and no
+others.
 
-In both sets 1 is the good side, as in the scores. All of it follows from the seed.
+A label is 1 where the score of that name is to be high: fluent, no advertisement, pornographic. All
+of it follows from the seed.
 """
 
 import dataclasses
@@ -24,6 +27,8 @@ _NAME = re.compile(r"\[(\w+)\]")
 # A tenth of the ways to say a thing are kept for texts that models are measured on.
 _KEPT_APART = 10
 _FEWEST_TO_KEEP_APART = 6
+# Sets of labelled texts that can be made.
+KINDS = ("fluency", "not_ad", "porn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,8 @@ class MadeLabelsSettings:
       min_function_words: share of a paragraph's words that are function words, at least.
       insertions: share of the advertisements that stand within a good passage.
       seed: of all that is drawn.
-      function_words, advertisements: files, as paths or names under `data/`.
+      kinds: the sets to make, of KINDS.
+      function_words, advertisements, adult: files, as paths or names under `data/`.
     """
 
     num_texts: int = 16_000
@@ -53,8 +59,10 @@ class MadeLabelsSettings:
     min_function_words: float = 0.2
     insertions: float = 0.4
     seed: int = 0
+    kinds: tuple[str, ...] = ("fluency", "not_ad")
     function_words: str = "made_labels/function_words.txt"
     advertisements: str = "made_labels/advertisements.txt"
+    adult: str = "made_labels/adult.txt"
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words or not 0 < self.held_out_share < 1:
@@ -62,6 +70,10 @@ class MadeLabelsSettings:
                 f"made_labels.MadeLabelsSettings.min_words = {self.min_words}, max_words = "
                 f"{self.max_words}, held_out_share = {self.held_out_share}: take 1 <= min_words <= "
                 "max_words, and a share between 0 and 1"
+            )
+        if not self.kinds or set(self.kinds) - set(KINDS):
+            raise ValueError(
+                f"made_labels.MadeLabelsSettings.kinds = {self.kinds!r}: take some of {KINDS}"
             )
 
 
@@ -349,6 +361,30 @@ def not_ad_examples(
         is_inserted = rng.random() < insertions
         made = advertiser.within(passage, rng) if is_inserted else advertiser.page(rng)
         examples.append((made, 0))
+    return examples
+
+
+def porn_examples(
+    passages: Sequence[Passage],
+    adult: Advertiser,
+    advertiser: Advertiser,
+    insertions: float,
+    rng: np.random.Generator,
+) -> Examples:
+    """Returns pages of adult sites, alone and within passages (1), and as many others (0).
+
+    Half of the others are passages, half advertisements: selling alone is no sign.
+    """
+    examples: Examples = []
+    for number, passage in enumerate(passages):
+        is_inserted = rng.random() < insertions
+        examples.append((adult.within(passage, rng) if is_inserted else adult.page(rng), 1))
+        if number % 2:
+            examples.append((text_of(passage), 0))
+        else:
+            is_inserted = rng.random() < insertions
+            made = advertiser.within(passage, rng) if is_inserted else advertiser.page(rng)
+            examples.append((made, 0))
     return examples
 
 

@@ -1,8 +1,8 @@
-"""The make labels verb: good documents to labelled texts for the two models of quality."""
+"""The make labels verb: good documents to labelled texts for the models that filter."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from t5x_style.corpus.made_labels import (
     Passages,
     fluency_examples,
     not_ad_examples,
+    porn_examples,
     read_words,
 )
 
@@ -26,10 +27,10 @@ from t5x_style.corpus.made_labels import (
 def make_labels(
     documents: str, output_dir: str, settings: MadeLabelsSettings | None = None
 ) -> None:
-    """Writes fluency_train.jsonl, fluency_test.jsonl, not_ad_train.jsonl and not_ad_test.jsonl.
+    """Writes KIND_train.jsonl and KIND_test.jsonl for each kind: fluency, not_ad, porn.
 
-    A line is `{"text": "...", "label": 1}`, 1 for fluent and for no advertisement. Texts of one
-    document are all in a train file or all in a test file.
+    A line is `{"text": "...", "label": 1}`, 1 for fluent, for no advertisement and for
+    pornography. Texts of one document are all in a train file or all in a test file.
 
     Args:
       documents: folder of curated documents, which are taken for good.
@@ -61,15 +62,31 @@ def make_labels(
                     f"{documents} holds only {len(passages)} passages of prose for {part}: give "
                     "more documents, or lower made_labels.MadeLabelsSettings.min_prose_words"
                 )
-            advertiser = Advertiser(settings.advertisements, is_held_out=part == "test")
             made = {
-                "fluency": fluency_examples(passages, read_words(settings.function_words), rng),
-                "not_ad": not_ad_examples(passages, advertiser, settings.insertions, rng),
+                kind: _examples(kind, passages, settings, rng, is_test=part == "test")
+                for kind in settings.kinds
             }
-            for name, examples in made.items():
-                _write(writer.folder / f"{name}_{part}.jsonl", examples, rng)
-                writer.counts[f"{name}_{part}"] = len(examples)
+            for kind, examples in made.items():
+                _write(writer.folder / f"{kind}_{part}.jsonl", examples, rng)
+                writer.counts[f"{kind}_{part}"] = len(examples)
     print(f"make_labels: {writer.counts} texts in {output_dir}")
+
+
+def _examples(
+    kind: str,
+    passages: Sequence[Passage],
+    settings: MadeLabelsSettings,
+    rng: np.random.Generator,
+    *,
+    is_test: bool,
+) -> Examples:
+    if kind == "fluency":
+        return fluency_examples(passages, read_words(settings.function_words), rng)
+    advertiser = Advertiser(settings.advertisements, is_held_out=is_test)
+    if kind == "not_ad":
+        return not_ad_examples(passages, advertiser, settings.insertions, rng)
+    adult = Advertiser(settings.adult, is_held_out=is_test)
+    return porn_examples(passages, adult, advertiser, settings.insertions, rng)
 
 
 def _passages(documents: str, settings: MadeLabelsSettings) -> dict[str, list[Passage]]:
@@ -94,7 +111,8 @@ def _chosen(documents: str, settings: MadeLabelsSettings) -> Iterator[tuple[str,
 
 
 def _lists_digest(settings: MadeLabelsSettings) -> str:
-    words = [*read_words(settings.function_words), *read_words(settings.advertisements)]
+    lists = (settings.function_words, settings.advertisements, settings.adult)
+    words = [word for path in lists for word in read_words(path)]
     return hashlib.blake2b("\n".join(words).encode(), digest_size=16).hexdigest()
 
 

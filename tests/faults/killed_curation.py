@@ -88,6 +88,10 @@ class Cluster:
         os.kill(self.workers[0].pid, signal.SIGKILL)
         self.workers = [self.workers[1], self.add_worker()]
 
+    def kill_scheduler(self) -> None:
+        """Kills the scheduler, without a word; its workers end of themselves."""
+        os.kill(self.processes[0].pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """Ends all processes."""
         for process in self.processes:

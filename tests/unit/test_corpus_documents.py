@@ -5,9 +5,12 @@ import hashlib
 import pyarrow as pa
 import pytest
 
+from t5x_style.config.paths import find_data
 from t5x_style.corpus.documents import (
     DOCUMENT_SCHEMA,
+    SAFE_SCHEMA,
     SCORED_SCHEMA,
+    TEXT_SCHEMA,
     Funnel,
     document_id,
     read_documents,
@@ -15,6 +18,7 @@ from t5x_style.corpus.documents import (
     with_splits,
     write_shards,
 )
+from t5x_style.data.release import RELEASE_SCHEMA
 
 
 def table_of(texts, first=0):
@@ -112,3 +116,21 @@ def test_the_funnel_does_not_let_rows_go_missing(tmp_path):
         "changed": {},
     }
     assert [step["name"] for step in steps] == ["raw", "clean"]
+
+
+def test_the_card_of_the_stages_has_every_column_and_its_released_name():
+    lines = find_data("cards/stages.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "| `" in line]
+    stages = {
+        "all": TEXT_SCHEMA,
+        "from Safe on": SAFE_SCHEMA,
+        "High-Quality": DOCUMENT_SCHEMA,
+    }
+    assert [row[0].strip("`") for row in rows] == DOCUMENT_SCHEMA.names
+    known: list[str] = []
+    for stage, schema in stages.items():
+        known += [row[0].strip("`") for row in rows if row[1] == stage]
+        assert known == schema.names
+    released = [row[2].split(",")[0].strip("`") for row in rows if row[2]]
+    counted = {"token_num", "line_num", "char_num"}
+    assert sorted([*released, *counted]) == sorted(RELEASE_SCHEMA.names)

@@ -1,6 +1,7 @@
 """Made labels: what passages are, how they are broken, what advertisements say, and the files."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from t5x_style.artifacts import Artifact
 from t5x_style.corpus.documents import DOCUMENT_SCHEMA, write_shards
 from t5x_style.corpus.made_labels import (
+    KINDS,
     Advertiser,
     Breaker,
     MadeLabelsSettings,
     Passages,
     fluency_examples,
     not_ad_examples,
+    porn_examples,
     read_words,
     text_of,
 )
@@ -158,6 +161,30 @@ def test_every_passage_is_there_as_it_is_and_half_of_the_examples_are_not():
         assert not [text for text, label in examples if not label and text in originals]
 
 
+def test_pornography_is_set_against_passages_and_advertisements():
+    found = passages()
+    rng = np.random.default_rng(0)
+    adult, advertiser = Advertiser(SETTINGS.adult), Advertiser(SETTINGS.advertisements)
+    examples = porn_examples(found, adult, advertiser, 0.4, rng)
+    assert Counter(label for _, label in examples) == {0: len(found), 1: len(found)}
+    bad = [text for text, label in examples if label]
+    good = [text for text, label in examples if not label]
+    assert not [text for text in bad + good if "{" in text or "\\n" in text]
+    named = re.compile(r"(?i)porn|xxx|sex|adult|nud|erotic|explicit|naked|uncensored|milf|cams?\b")
+    assert sum(named.search(text) is not None for text in bad) > 0.75 * len(bad)
+    assert not [text for text in good if named.search(text)]
+    originals = set(map(text_of, found))
+    assert len(found) // 3 < sum(text in originals for text in good) <= len(found) // 2 + 1
+    within = [text for text in bad if any(original[:30] in text for original in originals)]
+    assert 0.25 * len(bad) < len(within) < 0.55 * len(bad)
+
+
+def test_some_ways_of_adult_pages_are_kept_for_measuring():
+    lists = [Advertiser(SETTINGS.adult, is_held_out=flag)._lists for flag in (False, True)]
+    kept = [name for name in lists[1] if len(lists[0][name]) < len(lists[1][name])]
+    assert {"headline", "pitch", "kind", "who", "tag"} <= set(kept)
+
+
 def documents_folder(folder, num=60):
     rows = [
         dict.fromkeys(DOCUMENT_SCHEMA.names)
@@ -170,10 +197,10 @@ def documents_folder(folder, num=60):
     return str(folder)
 
 
-def test_the_verb_writes_four_files_and_skips(tmp_path, capsys):
+def test_the_verb_writes_two_files_a_kind_and_skips(tmp_path, capsys):
     documents = documents_folder(tmp_path / "documents")
-    settings = MadeLabelsSettings(num_texts=200, max_words=40, held_out_share=0.25)
-    names = [f"{kind}_{part}.jsonl" for kind in ("fluency", "not_ad") for part in ("train", "test")]
+    settings = MadeLabelsSettings(num_texts=200, max_words=40, held_out_share=0.25, kinds=KINDS)
+    names = [f"{kind}_{part}.jsonl" for kind in KINDS for part in ("train", "test")]
     for folder in ("one", "two"):
         make_labels(documents, str(tmp_path / folder), settings)
     for name in names:
@@ -188,3 +215,5 @@ def test_the_verb_writes_four_files_and_skips(tmp_path, capsys):
     assert "there already" in capsys.readouterr().out
     with pytest.raises(ValueError, match="min_prose_words"):
         make_labels(documents, str(tmp_path / "none"), MadeLabelsSettings(min_prose_words=2))
+    with pytest.raises(ValueError, match="kinds"):
+        MadeLabelsSettings(kinds=("toxic",))

@@ -123,6 +123,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(trained, tmp_path, monke
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_a_trained_decoder_gives_its_weights(tmp_path, scan_layers):
     decoder = dataclasses.replace(MODEL, causal=True, scan_layers=scan_layers, num_layers=2)

@@ -90,7 +90,10 @@ def test_the_funnel_accounts_for_every_record(curated):
         assert before["out"] == after["in"]
 
 
-@pytest.mark.parametrize(("num_workers", "pages_per_table"), [(1, 64), (3, 1), (2, 7)])
+@pytest.mark.parametrize(
+    ("num_workers", "pages_per_table"),
+    [(1, 64), pytest.param(3, 1, marks=pytest.mark.slow), (2, 7)],
+)
 def test_bytes_do_not_depend_on_workers_or_batches(
     archives, curated, tmp_path, num_workers, pages_per_table
 ):
@@ -106,6 +109,7 @@ def test_bytes_do_not_depend_on_workers_or_batches(
         assert content_of(tmp_path / stage) == content_of(curated.parent / stage)
 
 
+@pytest.mark.slow
 def test_archives_in_parts_hold_the_same_documents(archives, curated, tmp_path):
     settings = dataclasses.replace(SETTINGS, split_bytes=3000)
     folder = curate(tmp_path, str(archives / "[ab]-*.warc.gz"), settings=settings)

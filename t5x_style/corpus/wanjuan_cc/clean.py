@@ -312,6 +312,8 @@ _POLICY = (
     "use of cookies",
     "use cookies",
 )
+# One of these is in each of them, which tells most texts apart by half the searches.
+_OF_POLICY = ("javascript", "terms of use", "policy", "cookies")
 _CITATION = re.compile(r"\[(?:\d*+|edit|citation needed)\]")
 
 
@@ -362,15 +364,18 @@ def spans_to_cut(text: str, settings: CleanSettings) -> list[tuple[int, int]]:
 
 def _speaks_of_policy(text: str) -> bool:
     lower = text.lower()
+    javascript, terms, policy, cookies = _OF_POLICY
+    if not (javascript in lower or terms in lower or policy in lower or cookies in lower):
+        return False
     return any(phrase in lower for phrase in _POLICY)
 
 
 def _is_line(line: str, settings: CleanSettings) -> bool:
-    words = line.split()
-    most = settings.max_line_word_chars
-    if len(words) < settings.min_line_words:
+    least, most = settings.min_line_words, settings.max_line_word_chars
+    # No more words are looked at than are asked for.
+    if least > 0 and len(line.split(None, least - 1)) < least:
         return False
-    return most is None or len(line) <= most or max(map(len, words), default=0) <= most
+    return most is None or len(line) <= most or max(map(len, line.split()), default=0) <= most
 
 
 def cut_spans(

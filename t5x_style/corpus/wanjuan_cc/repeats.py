@@ -65,12 +65,14 @@ def ngram_shares(
         is_repeated = np.zeros(len(places), bool)
         is_repeated[order] = counts[group] > 1
         if n in TOP_NGRAMS:
-            first = places[order[is_new]]
+            # Most occur once, and these do not count.
+            first = places[order[is_new]][counts > 1]
             lengths = cumulated_chars[first + n] - cumulated_chars[first]
             if of_text:
                 lengths += n - 1
             rank = -first if of_text else lengths
-            most = _top_ngram_chars(text_of_W[first], counts, lengths, rank, num_texts)
+            times = counts[counts > 1]
+            most = _top_ngram_chars(text_of_W[first], times, lengths, rank, num_texts)
             # Occurrences may overlap ("a a a"), so the product can exceed the whole.
             top[:, TOP_NGRAMS.index(n)] = np.minimum(share(most, whole), 1.0)
         if n in DUPLICATE_NGRAMS:
@@ -91,15 +93,15 @@ def ngram_shares(
 def _top_ngram_chars(
     texts: np.ndarray, counts: np.ndarray, lengths: np.ndarray, rank: np.ndarray, num_texts: int
 ) -> np.ndarray:
-    """Returns, for each text, count times length of its most frequent n-gram.
+    """Returns, for each text, count times length of its most frequent n-gram, 0 without any.
 
-    Of equally frequent ones that of the highest rank; n-grams that occur once do not count.
+    Of equally frequent ones that of the highest rank.
     """
     order = np.lexsort((rank, counts, texts))
-    last = np.append(np.diff(texts[order]) > 0, True)
+    last = np.append(np.diff(texts[order]) > 0, True)[: len(order)]
     best = order[last]
     most = np.zeros(num_texts, np.int64)
-    most[texts[best]] = np.where(counts[best] > 1, counts[best] * lengths[best], 0)
+    most[texts[best]] = counts[best] * lengths[best]
     return most
 
 

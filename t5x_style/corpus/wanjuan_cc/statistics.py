@@ -166,9 +166,9 @@ def _chunk_statistics(
     words = _words(buffer, sums, definitions)
     columns = _word_statistics(buffer, sums, definitions, words)
     columns |= _line_statistics(buffer, sums, definitions, words, text_chars)
-    for name, needle in (("has_lorem_ipsum", b"lorem ipsum"), ("has_curly_bracket", b"{")):
-        found = (needle in text.lower() for text in texts)
-        columns[name] = np.fromiter(found, np.int64, len(texts))
+    has_lorem_ipsum = (b"lorem ipsum" in text.lower() for text in texts)
+    columns["has_lorem_ipsum"] = np.fromiter(has_lorem_ipsum, np.int64, len(texts))
+    columns["has_curly_bracket"] = np.fromiter((b"{" in text for text in texts), np.int64)
     for kind in ("digit", "space", "symbol"):
         columns[f"{kind}_chars"] = share(sums.of_texts(kind), num_chars)
     stats = TextStatistics(
@@ -200,6 +200,7 @@ class _Words:
       bounds: int64 [N + 1], where each text's words begin.
       openings: where words are cut at marks, the starts of those behind the end of a sentence in
         the same line.
+      ink_starts_I, ink_ends_I: int64, of the pieces that all bytes other than spaces are in.
     """
 
     starts_W: np.ndarray
@@ -209,6 +210,8 @@ class _Words:
     is_counted_W: np.ndarray
     bounds: np.ndarray
     openings: np.ndarray | None
+    ink_starts_I: np.ndarray
+    ink_ends_I: np.ndarray
 
     def per_text(self) -> np.ndarray:
         """Returns int64 [N]: words of each text, marks that stand alone among them."""
@@ -218,12 +221,12 @@ class _Words:
 def _words(buffer: TextBuffer, sums: Sums, definitions: TextDefinitions) -> _Words:
     openings = None
     if definitions.words == "spaces":
-        starts_W, ends_W = cut_at_spaces(buffer)
-        is_word_W = sums.within("letter or digit", starts_W, ends_W) > 0
-        starts_W, ends_W = starts_W[is_word_W], ends_W[is_word_W]
+        ink_starts_I, ink_ends_I = cut_at_spaces(buffer)
+        is_word_I = sums.within("letter or digit", ink_starts_I, ink_ends_I) > 0
+        starts_W, ends_W = ink_starts_I[is_word_I], ink_ends_I[is_word_I]
         is_counted_W = np.ones(len(starts_W), bool)
     else:
-        starts_W, ends_W = cut_at_marks(buffer)
+        starts_W, ends_W = ink_starts_I, ink_ends_I = cut_at_marks(buffer)
         is_counted_W = sums.within("of a word", starts_W, ends_W) > 0
         openings = _sentence_openings(buffer, sums, starts_W, ends_W)
     return _Words(
@@ -234,6 +237,8 @@ def _words(buffer: TextBuffer, sums: Sums, definitions: TextDefinitions) -> _Wor
         is_counted_W=is_counted_W,
         bounds=buffer.bounds(starts_W),
         openings=openings,
+        ink_starts_I=ink_starts_I,
+        ink_ends_I=ink_ends_I,
     )
 
 
@@ -317,12 +322,12 @@ def _line_statistics(
 ) -> dict[str, np.ndarray]:
     newlines = np.flatnonzero(buffer.bytes_B == ord("\n"))
     line_starts = np.append(0, newlines[:-1] + 1) if len(newlines) else newlines
-    inked = np.flatnonzero(~CLASSES["space"][buffer.bytes_B])
-    first = np.searchsorted(inked, line_starts)
-    behind = np.searchsorted(inked, newlines)
+    first = np.searchsorted(words.ink_starts_I, line_starts)
+    behind = np.searchsorted(words.ink_starts_I, newlines)
     full = behind > first
     numbers_L = np.flatnonzero(full)
-    ink_starts_L, ink_ends_L = inked[first[full]], inked[behind[full] - 1] + 1
+    ink_starts_L = words.ink_starts_I[first[full]]
+    ink_ends_L = words.ink_ends_I[behind[full] - 1]
     is_whole = definitions.lines == "whole"
     starts_L = line_starts[full] if is_whole else ink_starts_L
     ends_L = newlines[full] if is_whole else ink_ends_L

@@ -181,19 +181,21 @@ def cut_at_marks(buffer: TextBuffer) -> tuple[np.ndarray, np.ndarray]:
     """
     pad = np.full(_PAD, ord("\n"), np.uint8)
     text = np.concatenate([pad, buffer.bytes_B, pad])
-    is_space = SPACE[text]
+    is_space = SPACE.take(text)
     cut = np.zeros(len(text), bool)
     cut[1:] = is_space[:-1]
-    marks_M = np.flatnonzero(_MARK[text])
+    marks_M = np.flatnonzero(_MARK.take(text))
     if len(marks_M):
-        _cut_marks(text, marks_M, cut)
+        _cut_marks(text, is_space, marks_M, cut)
     cut &= ~is_space
-    _cut_and_join_words(buffer, text, cut)
-    starts_W, ends_W = _spans(text, cut)
+    _cut_and_join_words(buffer, text, is_space, cut)
+    starts_W, ends_W = _spans(is_space, cut)
     return starts_W - _PAD, ends_W - _PAD
 
 
-def _cut_marks(text: np.ndarray, marks_M: np.ndarray, cut: np.ndarray) -> None:
+def _cut_marks(
+    text: np.ndarray, is_space: np.ndarray, marks_M: np.ndarray, cut: np.ndarray
+) -> None:
     mark_M, left_M, right_M = text[marks_M], text[marks_M - 1], text[marks_M + 1]
     is_dot_M = mark_M == ord(".")
     in_dots_M = is_dot_M & ((left_M == ord(".")) | (right_M == ord(".")))
@@ -230,13 +232,14 @@ def _cut_marks(text: np.ndarray, marks_M: np.ndarray, cut: np.ndarray) -> None:
     )
     is_hyphen_M = np.repeat(is_joined, last - first + 1)
     is_inner_M = (is_inner_M & ~is_hyphen_M) | is_hyphen_M
-    _keep_addresses(text, marks_M, leads_M, trails_M, is_dot_M & ~is_alone_M, is_inner_M)
+    is_dot_M &= ~is_alone_M
+    _keep_addresses(text, is_space, marks_M, leads_M | trails_M, is_dot_M, is_inner_M)
 
     is_cut_M = is_alone_M | is_inner_M
     in_row_M = in_dots_M | is_hyphen_M
     cut[marks_M[is_cut_M & (opens_M | ~in_row_M)]] = True
     cut[marks_M[is_cut_M & (closes_M | ~in_row_M)] + 1] = True
-    is_end = SPACE[text]
+    is_end = is_space.copy()
     is_end[marks_M[trails_M]] = True
     _cut_contractions(text, marks_M[(mark_M == ord("'")) & ~is_alone_M], is_end, cut)
 
@@ -253,15 +256,15 @@ def _reached(may: np.ndarray, starts: np.ndarray, follows: np.ndarray) -> np.nda
 
 def _keep_addresses(
     text: np.ndarray,
+    is_space: np.ndarray,
     marks_M: np.ndarray,
-    leads_M: np.ndarray,
-    trails_M: np.ndarray,
+    is_outer_M: np.ndarray,
     is_dot_M: np.ndarray,
     is_inner_M: np.ndarray,
 ) -> None:
     """Takes back the cuts inside addresses."""
-    is_stop = SPACE[text]
-    is_stop[marks_M[leads_M | trails_M]] = True
+    is_stop = is_space.copy()
+    is_stop[marks_M[is_outer_M]] = True
     stops = np.flatnonzero(is_stop)
     # Between which stops each mark stands; a candidate has a dot and a cut.
     between_M = np.searchsorted(stops, marks_M)
@@ -300,9 +303,11 @@ def _cut_contractions(
     cut[places[is_not] - 1] = True
 
 
-def _cut_and_join_words(buffer: TextBuffer, text: np.ndarray, cut: np.ndarray) -> None:
+def _cut_and_join_words(
+    buffer: TextBuffer, text: np.ndarray, is_space: np.ndarray, cut: np.ndarray
+) -> None:
     """Joins what only looks like a mark beside a word, then cuts units off and words in two."""
-    starts, ends = _spans(text, cut)
+    starts, ends = _spans(is_space, cut)
     is_touching = ends[:-1] == starts[1:]
     pairs = np.flatnonzero(is_touching)
     before = text[starts[pairs] - 1]
@@ -335,9 +340,8 @@ def _cut_and_join_words(buffer: TextBuffer, text: np.ndarray, cut: np.ndarray) -
     cut[starts[short[is_found]] + offsets[at[is_found]]] = True
 
 
-def _spans(text: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _spans(is_space: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns where words start and end, given where they start."""
-    is_space = SPACE[text]
     is_edge = cut.copy()
     is_edge[1:] |= is_space[1:] & ~is_space[:-1]
     edges = np.flatnonzero(is_edge)
