@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x_style.align.layouts import Layouts
 from t5x_style.infer.sampler import bucket
 from t5x_style.infer.sampling import Sampling
 from t5x_style.models.reward import RewardModel
@@ -27,6 +28,7 @@ from t5x_style.ops.advantages import (
     token_rewards,
     whiten,
 )
+from t5x_style.train import state as states
 from t5x_style.train.batch import place_batch
 from t5x_style.train.job import Job
 from t5x_style.train.metrics import PairSums
@@ -198,9 +200,6 @@ class PPO:
     Rows are as long as the longest answer of an iteration needs, in the steps of
     `infer.sampler.bucket`, so that compilations are few.
 
-    Attributes:
-      num_compilations: lengths for which the three programs have been compiled.
-
     Args:
       settings: see there.
       actor: the job of the actor, its objective an `objectives.ppo.Policy`.
@@ -238,7 +237,22 @@ class PPO:
 
     @property
     def num_compilations(self) -> int:
-        return len(self._programs)
+        """How many programs have been compiled so far: three for each length of rows."""
+        return sum(map(len, self._programs.values()))
+
+    def abstract_reference(self, layouts: Layouts) -> Any:
+        """Returns shapes, dtypes and shardings of the reference: the actor in compute dtype."""
+        policy: Any = self.actor.objective
+        shardings = states.param_shardings(
+            policy, self.actor.device_mesh, self.actor.table(layouts.reference_rules)
+        )
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, policy.model.dtype, sharding=sharding
+            ),
+            self.actor.abstract_state.params,
+            shardings,
+        )
 
     def row_length(self, num_tokens: int) -> int:
         """Returns the length of the rows for a longest prompt with answer of `num_tokens`."""
@@ -319,25 +333,26 @@ class PPO:
     def _job(self, job: Job, length: int) -> Job:
         return dataclasses.replace(job, length=length)
 
+    def assess_program(self, length: int) -> Any:
+        """Returns the jitted pass of `make_assess` over a minibatch of rows of this length.
+
+        It is to be traced under the mesh and the rules of the actor's job.
+        """
+        actor, critic = self._job(self.actor, length), self._job(self.critic, length)
+        policy: Any = actor.objective
+        value: Any = critic.objective
+        assess = make_assess(
+            policy, value, self.settings, self._reference, critic.settings.num_microbatches
+        )
+        place = actor.train_batch["log_probs"].sharding
+        return jax.jit(assess, out_shardings=(dict.fromkeys(_ASSESSED, place), None))
+
     def _compiled(self, length: int) -> tuple[Any, Any, Any]:
         if length not in self._programs:
-            actor, critic = self._job(self.actor, length), self._job(self.critic, length)
-            policy: Any = actor.objective
-            value: Any = critic.objective
-            assess = make_assess(
-                policy,
-                value,
-                self.settings,
-                self._reference,
-                critic.settings.num_microbatches,
-            )
-            place = actor.train_batch["log_probs"].sharding
-            with actor.in_place():
-                compiled = jax.jit(assess, out_shardings=(dict.fromkeys(_ASSESSED, place), None))
             self._programs[length] = (
-                _in_place(compiled, actor),
-                actor.compile_train_step(),
-                critic.compile_train_step(),
+                _in_place(self.assess_program(length), self.actor),
+                self._job(self.actor, length).compile_train_step(),
+                self._job(self.critic, length).compile_train_step(),
             )
         return self._programs[length]
 

@@ -31,19 +31,34 @@ class BucketedRows:
       batch_tokens: tokens of a batch on each device, at least those of one row; a batch is always
         of this size, so few rows at a time cost as much as many.
       longest: no row is longer than this; None for any length.
+      axis_rules: how rows, and what the function reads, are laid over the devices; None for the
+        rules in use.
     """
 
     def __init__(
-        self, numbers: Numbers, mesh: Mesh, *, batch_tokens: int, longest: int | None = None
+        self,
+        numbers: Numbers,
+        mesh: Mesh,
+        *,
+        batch_tokens: int,
+        longest: int | None = None,
+        axis_rules: rules.Rules | None = None,
     ):
         self._numbers, self._mesh = numbers, mesh
         self._batch_tokens, self._longest = batch_tokens, longest
+        self._axis_rules = rules.in_use() if axis_rules is None else axis_rules
+        self._shapes: set[tuple[int, int]] = set()
+
+    @property
+    def num_compilations(self) -> int:
+        """How many shapes of batches there were so far, each a program."""
+        return len(self._shapes)
 
     def numbers(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Returns float64 [N], the number of each row."""
         found = np.zeros(len(rows), np.float64)
         pending: tuple[Sequence[int], jax.Array] | None = None
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._mesh), rules.axis_rules(self._axis_rules):
             for batch in [*self._batches(rows), None]:
                 # The devices work on a batch while the host reads what came of the one before.
                 running = None if batch is None else (batch[0], self._run(rows, *batch))
@@ -68,11 +83,12 @@ class BucketedRows:
 
     def _num_rows(self, length: int) -> int:
         on_device = max(1, self._batch_tokens // length)
-        axes = [axis for axis in rules.DEFAULT_RULES["act_batch"] if axis in self._mesh.shape]
+        axes = [axis for axis in self._axis_rules["act_batch"] if axis in self._mesh.shape]
         return on_device * math.prod(self._mesh.shape[axis] for axis in axes)
 
     def _run(self, rows: Sequence[Sequence[int]], places: Sequence[int], length: int) -> jax.Array:
         shape = (self._num_rows(length), length)
+        self._shapes.add(shape)
         tokens_BT, segment_ids_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         for row, place in enumerate(places):
             tokens_BT[row, : len(rows[place])] = rows[place]

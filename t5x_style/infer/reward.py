@@ -33,6 +33,7 @@ class RewardScorer:
       reward_id: what every row ends with.
       batch_tokens: tokens of a batch on each device, see `infer.bucketed`.
       mesh: the devices; None for all of this process.
+      axis_rules: how weights and rows are laid over them; None for the rules in use.
 
     Raises:
       ValueError: the model is no reward model.
@@ -46,6 +47,7 @@ class RewardScorer:
         *,
         batch_tokens: int = 16384,
         mesh: Mesh | None = None,
+        axis_rules: rules.Rules | None = None,
     ):
         reward.check(config)
         self._reward_id, self._max_tokens = reward_id, config.trained_length
@@ -60,13 +62,19 @@ class RewardScorer:
         # No row is longer than the model was trained for, so a stretched base is never asked for;
         # that of a padded length would be another one.
         config = dataclasses.replace(config, dynamic_ntk_factor=None)
-        self._params = jax.device_put(params, rules.param_shardings(boxed, mesh))
+        self._params = jax.device_put(params, rules.param_shardings(boxed, mesh, rules=axis_rules))
         self._rows = BucketedRows(
             functools.partial(_scores, self._params, config=config),
             mesh,
             batch_tokens=batch_tokens,
             longest=config.trained_length,
+            axis_rules=axis_rules,
         )
+
+    @property
+    def num_compilations(self) -> int:
+        """How many programs this scorer had to have compiled so far."""
+        return self._rows.num_compilations
 
     def scores(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Returns float32 [N], the score of each row; it does not depend on the other rows.
