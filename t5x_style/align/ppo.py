@@ -29,7 +29,7 @@ from t5x_style.ops.advantages import (
     whiten,
 )
 from t5x_style.train import state as states
-from t5x_style.train.batch import place_batch
+from t5x_style.train.batch import AbstractBatch, place_batch
 from t5x_style.train.job import Job
 from t5x_style.train.metrics import PairSums
 from t5x_style.train.state import TrainState
@@ -275,8 +275,7 @@ class PPO:
         """
         length = rows["inputs"].shape[1]
         assess, _, _ = self._compiled(length)
-        abstract = self._job(self.actor, length).train_batch
-        given = {name: abstract[name] for name in rows}
+        given = self.abstract_rows(length)
         minibatches, sums = [], PairSums()
         per_minibatch = len(scores) // self.settings.num_minibatches
         for start in range(0, len(scores), per_minibatch):
@@ -332,6 +331,15 @@ class PPO:
 
     def _job(self, job: Job, length: int) -> Job:
         return dataclasses.replace(job, length=length)
+
+    def abstract_rows(self, length: int) -> AbstractBatch:
+        """Returns shapes, dtypes and shardings of a minibatch as it is assessed."""
+        batch = self._job(self.actor, length).train_batch
+        return {
+            name: x
+            for name, x in batch.items()
+            if name not in _ASSESSED and not name.startswith(PRETRAIN)
+        }
 
     def assess_program(self, length: int) -> Any:
         """Returns the jitted pass of `make_assess` over a minibatch of rows of this length.
