@@ -233,12 +233,12 @@ class PPO:
             )
         self.settings, self.actor, self.critic = settings, actor, critic
         self._reference = reference
-        self._programs: dict[int, tuple[Any, Any, Any]] = {}
+        self._programs: dict[tuple[str, int], Any] = {}
 
     @property
     def num_compilations(self) -> int:
-        """How many programs have been compiled so far: three for each length of rows."""
-        return sum(map(len, self._programs.values()))
+        """How many programs have been compiled so far: up to three for each length of rows."""
+        return len(self._programs)
 
     def abstract_reference(self, layouts: Layouts) -> Any:
         """Returns shapes, dtypes and shardings of the reference: the actor in compute dtype."""
@@ -274,7 +274,9 @@ class PPO:
           kl_coefficient: weight of the KL penalty.
         """
         length = rows["inputs"].shape[1]
-        assess, _, _ = self._compiled(length)
+        assess = self._program(
+            "assess", length, lambda: _in_place(self.assess_program(length), self.actor)
+        )
         given = self.abstract_rows(length)
         minibatches, sums = [], PairSums()
         per_minibatch = len(scores) // self.settings.num_minibatches
@@ -311,8 +313,11 @@ class PPO:
             it.
         """
         length = minibatches[0]["inputs"].shape[1]
-        _, actor_step, critic_step = self._compiled(length)
         of_actor, of_critic = (self._job(job, length) for job in (self.actor, self.critic))
+        critic_step = self._program("critic", length, of_critic.compile_train_step)
+        actor_step: Any = None
+        if train_actor:
+            actor_step = self._program("actor", length, of_actor.compile_train_step)
         actor_sums, critic_sums = PairSums(), PairSums()
         actor, critic = models.actor, models.critic
         for _ in range(self.settings.num_epochs):
@@ -355,14 +360,11 @@ class PPO:
         place = actor.train_batch["log_probs"].sharding
         return jax.jit(assess, out_shardings=(dict.fromkeys(_ASSESSED, place), None))
 
-    def _compiled(self, length: int) -> tuple[Any, Any, Any]:
-        if length not in self._programs:
-            self._programs[length] = (
-                _in_place(self.assess_program(length), self.actor),
-                self._job(self.actor, length).compile_train_step(),
-                self._job(self.critic, length).compile_train_step(),
-            )
-        return self._programs[length]
+    def _program(self, name: str, length: int, make: Callable[[], Any]) -> Any:
+        """Returns a program for rows of this length, made when it is first wanted."""
+        if (name, length) not in self._programs:
+            self._programs[name, length] = make()
+        return self._programs[name, length]
 
 
 def _in_place(function: Callable[..., Any], job: Job) -> Callable[..., Any]:

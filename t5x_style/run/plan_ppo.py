@@ -33,6 +33,7 @@ from t5x_style.train import state as states
 from t5x_style.train.job import Job
 
 _COPY = "sampling copy"
+_KINDS = ("brought", "temporary", "result", "peak")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _planned(ppo: PPO, layouts: Layouts, devices: Topology, usable_memory: float
         }
         peak = others + sum(own.values())
         needed[name] = {**own, "peak_bytes": peak, "fits": peak <= limit}
+        print(_line(name, needed[name]), flush=True)
     policy: Any = ppo.actor.objective
     return {
         "topology": devices.name,
@@ -180,7 +182,7 @@ def parts(ppo: PPO, layouts: Layouts) -> tuple[dict[str, Any], dict[str, Program
                 kept["critic"].params,
                 rows,
                 scores,
-                jnp.float32(0),
+                jax.ShapeDtypeStruct((), jnp.float32),
             )
             .compile()
         )
@@ -232,18 +234,19 @@ def _text(result: Mapping[str, Any]) -> str:
         f"{result['num_microbatches']} parts, remat {result['remat']}",
         f"  kept on each device, of {result['memory_bytes'] / gib:.1f} GiB:",
     ]
-    lines += [f"    {name:24} {n / gib:8.2f} GiB" for name, n in result["kept_bytes"].items()]
-    lines.append(f"    {'together':24} {sum(result['kept_bytes'].values()) / gib:8.2f} GiB")
-    kinds = ("brought", "temporary", "result", "peak")
-    lines.append(f"  {'beside them, GiB:':24} {' '.join(f'{kind:>9}' for kind in kinds)}")
-    for name, one in result["programs"].items():
-        if "error" in one:
-            lines.append(f"    {name:24} does not fit: {one['error']}")
-            continue
-        sizes = " ".join(f"{one[f'{kind}_bytes'] / gib:9.2f}" for kind in kinds)
-        lines.append(f"    {name:22} {sizes}{'' if one['fits'] else '  DOES NOT FIT'}")
+    lines += [f"    {name:22} {n / gib:9.2f} GiB" for name, n in result["kept_bytes"].items()]
+    lines.append(f"    {'together':22} {sum(result['kept_bytes'].values()) / gib:9.2f} GiB")
+    lines.append(f"  {'beside them, GiB:':24} {' '.join(f'{kind:>9}' for kind in _KINDS)}")
+    lines += [_line(name, one) for name, one in result["programs"].items()]
     lines.append(f"  {'fits' if result['fits'] else 'DOES NOT FIT'}")
     return "\n".join(lines)
+
+
+def _line(name: str, one: Mapping[str, Any]) -> str:
+    if "error" in one:
+        return f"    {name:22} does not fit: {one['error']}"
+    sizes = " ".join(f"{one[f'{kind}_bytes'] / 2**30:9.2f}" for kind in _KINDS)
+    return f"    {name:22} {sizes}{'' if one['fits'] else '  DOES NOT FIT'}"
 
 
 if __name__ == "__main__":
