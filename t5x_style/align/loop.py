@@ -124,10 +124,10 @@ def fit(
             savers[name] = checkpoint.Checkpointer(folder, keep=options.keep_checkpoints)
             stack.enter_context(contextlib.closing(savers[name]))
             savers[name].remove_unfinished()
-        begun, progress = models(), _Progress()
+        begun = models()
         if _iterations(run_dir):
             _give_up(begun.actor, begun.critic)
-            begun, progress = _restored(ppo, begun.reference, run_dir) or (models(), progress)
+        begun, progress = _restored(ppo, begun, run_dir)
         if text is not None and progress.text is not None:
             text.restore(progress.text)
         progress.kl_coefficient = progress.kl_coefficient or settings.kl_coefficient
@@ -308,9 +308,9 @@ def _give_up(*states: Any) -> None:
 
 
 def _restored(
-    ppo: PPO, reference: Any, run_dir: str | Path, at_most: int | None = None
-) -> tuple[Models, _Progress] | None:
-    """Returns the newest saved models that are whole, and their progress; None without any."""
+    ppo: PPO, fresh: Models, run_dir: str | Path, at_most: int | None = None
+) -> tuple[Models, _Progress]:
+    """Returns the newest saved models and progress, the fresh ones if nothing was saved."""
     steps = [n for n in _iterations(run_dir) if at_most is None or n <= at_most]
     for step in reversed(steps):
         try:
@@ -322,8 +322,8 @@ def _restored(
             print(f"iteration {step} is not used: {error}", flush=True)
             continue
         progress = _Progress(**states[ACTOR].extra)
-        return Models(states[ACTOR].tree, states[CRITIC].tree, reference), progress
-    return None
+        return Models(states[ACTOR].tree, states[CRITIC].tree, fresh.reference), progress
+    return fresh, _Progress()
 
 
 def _rolled_back(
@@ -331,13 +331,7 @@ def _rolled_back(
 ) -> tuple[Models, _Progress]:
     """Returns models and progress from before a bound was first broken; later ones are removed."""
     good = progress.iteration - progress.num_broken
-    _give_up(models.actor, models.critic)
-    found = _restored(ppo, models.reference, run_dir, at_most=good)
-    if found is None:
-        raise ValueError(
-            f"{run_dir}: no checkpoint up to iteration {good} is whole: cannot go back"
-        )
-    back, old = found
+    back, old = _restored(ppo, models, run_dir, at_most=good)
     for name in (ACTOR, CRITIC):
         folder = Path(run_dir) / name / run_folder.CHECKPOINTS
         for step in checkpoint.committed_steps(folder):

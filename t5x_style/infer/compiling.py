@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from t5x_style.infer import decode, weights
 from t5x_style.infer.bucketed import batch_rows
 from t5x_style.infer.cache import abstract_cache
+from t5x_style.infer.pool import most_read
 from t5x_style.infer.reward import BATCH_TOKENS, row_scores
 from t5x_style.infer.sampling import Drawn, Sampling
 from t5x_style.models import transformer
@@ -72,7 +73,7 @@ def compile_decode(
 
 
 class Rollout:
-    """The programs of a `Sampler` at its fullest: all rows taken in at once.
+    """The programs of a `Sampler` at its fullest: the longest prompts in all rows.
 
     Attributes:
       params: abstract weights of the sampling copy.
@@ -129,9 +130,10 @@ class Rollout:
         return weights.compile_decode_params(params, self._model, self._mesh)
 
     def compile_prefill(self) -> jax.stages.Compiled:
-        """Returns the compiled reading of prompts into all rows."""
-        prompts = _prompts(self._mesh, self._num_rows, self._num_prompt)
-        rows_R = jax.ShapeDtypeStruct((self._num_rows,), jnp.int32)
+        """Returns the compiled reading of as many prompts as are read at once."""
+        num_read = min(self._num_rows, most_read(self._num_prompt))
+        prompts = _prompts(self._mesh, num_read, self._num_prompt)
+        rows_R = jax.ShapeDtypeStruct((num_read,), jnp.int32)
         return decode.admit.lower(
             self.params, self.state, prompts, rows_R, config=self._config
         ).compile()
