@@ -19,6 +19,7 @@ import numpy as np
 
 from t5x_style.align import rollouts as rollouts_of
 from t5x_style.align.guards import Guards
+from t5x_style.align.layouts import Layouts
 from t5x_style.align.ppo import PPO, Models
 from t5x_style.align.prompts import Prompt, drawn
 from t5x_style.align.rollouts import RewardJudge, Rollout
@@ -31,7 +32,6 @@ from t5x_style.train.writers import Writer
 
 ACTOR, CRITIC, SAMPLES = "actor", "critic", "samples"
 GUARD_LOG = "guards.jsonl"
-_SAMPLED_ROWS = 64  # answers that are decoded together
 
 # Measures an actor, given its params, on held-out text.
 Evaluation = Callable[[Any], Mapping[str, float]]
@@ -86,6 +86,7 @@ def fit(
     make_writers: Callable[[int], Sequence[Writer]],
     guards: Guards = Guards(),  # noqa: B008 (frozen)
     options: LoopOptions = LoopOptions(),
+    layouts: Layouts = Layouts(),  # noqa: B008 (frozen)
     seed: int = 0,
     text: BatchSource | None = None,
     evaluate: Evaluation | None = None,
@@ -103,6 +104,7 @@ def fit(
       make_writers: from the iterations done to the writers of metrics, one line an iteration.
       guards: bounds on the metrics.
       options: see there.
+      layouts: of the sampling copy.
       seed: of prompts' order and answers' draws.
       text: rows of pre-training text, if the actor's loss has a share of it.
       evaluate: measures the actor on held-out text.
@@ -122,7 +124,10 @@ def fit(
             savers[name] = checkpoint.Checkpointer(folder, keep=options.keep_checkpoints)
             stack.enter_context(contextlib.closing(savers[name]))
             savers[name].remove_unfinished()
-        begun, progress = _restored(ppo, models(), run_dir)
+        begun = models()
+        if _iterations(run_dir):
+            _give_up(begun.actor, begun.critic)
+        begun, progress = _restored(ppo, begun, run_dir)
         if text is not None and progress.text is not None:
             text.restore(progress.text)
         progress.kl_coefficient = progress.kl_coefficient or settings.kl_coefficient
@@ -152,7 +157,7 @@ def fit(
                 found = rollouts_of.load(path, chat)
             else:
                 if sampler is None:
-                    sampler = _sampler(ppo, begun)
+                    sampler = _sampler(ppo, begun, layouts)
                 else:
                     sampler.update(begun.actor.params)
                 found = _rollouts(ppo, sampler, prompts, judge, chat, progress, seed)
@@ -189,7 +194,9 @@ def fit(
             line |= {
                 "ppo/kl_coefficient": progress.kl_coefficient,
                 "ppo/attempt": progress.attempt,
-                "ppo/compilations": ppo.num_compilations,
+                "ppo/compilations": ppo.num_compilations
+                + judge.num_compilations
+                + (0 if sampler is None else sampler.num_compilations),
                 "timing/sample_and_score_secs": sampled_secs,
                 "timing/iteration_secs": perf_counter() - started,
             }
@@ -226,12 +233,14 @@ def fit(
         return begun
 
 
-def _sampler(ppo: PPO, models: Models) -> Sampler:
+def _sampler(ppo: PPO, models: Models, layouts: Layouts) -> Sampler:
     policy: Any = ppo.actor.objective
     return Sampler(
         policy.model,
         models.actor.params,
-        max_batch_rows=min(ppo.settings.num_rollouts, _SAMPLED_ROWS),
+        max_batch_rows=min(ppo.settings.num_rollouts, layouts.sampled_rows),
+        mesh=ppo.actor.device_mesh,
+        axis_rules=ppo.actor.table(layouts.sampling_rules),
     )
 
 
@@ -292,6 +301,12 @@ def _iterations(run_dir: str | Path) -> list[int]:
     return sorted(set.intersection(*map(set, both)))
 
 
+def _give_up(*states: Any) -> None:
+    """Frees what others will take the place of: two pairs of train states need not fit."""
+    for leaf in jax.tree.leaves(states):
+        leaf.delete()
+
+
 def _restored(
     ppo: PPO, fresh: Models, run_dir: str | Path, at_most: int | None = None
 ) -> tuple[Models, _Progress]:
@@ -335,18 +350,25 @@ def _note(run_dir: str | Path, progress: _Progress, broken: Sequence[str], actio
     print(f"iteration {progress.iteration}: {'; '.join(broken)}: {action}", flush=True)
 
 
-def first_models(ppo: PPO, load_actor: Callable[[], Any], load_critic: Callable[[], Any]) -> Models:
+def first_models(
+    ppo: PPO,
+    load_actor: Callable[[], Any],
+    load_critic: Callable[[], Any],
+    layouts: Layouts = Layouts(),  # noqa: B008 (frozen)
+) -> Models:
     """Returns the models that a run begins with: the reference is the actor, in compute dtype.
 
     Args:
       ppo: the iteration.
       load_actor, load_critic: return the train states to start from.
+      layouts: of the reference.
     """
-    policy: Any = ppo.actor.objective
     actor = load_actor()
-    dtype = policy.model.dtype
+    like = ppo.abstract_reference(layouts)
+    copied = jax.jit(
+        lambda params: jax.tree.map(lambda leaf, to: leaf.astype(to.dtype) + 0, params, like),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like),
+    )
     with ppo.actor.in_place():
-        reference = jax.jit(
-            lambda params: jax.tree.map(lambda leaf: leaf.astype(dtype) + 0, params)
-        )(actor.params)
+        reference = copied(actor.params)
     return Models(actor, load_critic(), reference)

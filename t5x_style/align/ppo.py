@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x_style.align.layouts import Layouts
 from t5x_style.infer.sampler import bucket
 from t5x_style.infer.sampling import Sampling
 from t5x_style.models.reward import RewardModel
@@ -27,7 +28,8 @@ from t5x_style.ops.advantages import (
     token_rewards,
     whiten,
 )
-from t5x_style.train.batch import place_batch
+from t5x_style.train import state as states
+from t5x_style.train.batch import AbstractBatch, place_batch
 from t5x_style.train.job import Job
 from t5x_style.train.metrics import PairSums
 from t5x_style.train.state import TrainState
@@ -198,9 +200,6 @@ class PPO:
     Rows are as long as the longest answer of an iteration needs, in the steps of
     `infer.sampler.bucket`, so that compilations are few.
 
-    Attributes:
-      num_compilations: lengths for which the three programs have been compiled.
-
     Args:
       settings: see there.
       actor: the job of the actor, its objective an `objectives.ppo.Policy`.
@@ -234,11 +233,26 @@ class PPO:
             )
         self.settings, self.actor, self.critic = settings, actor, critic
         self._reference = reference
-        self._programs: dict[int, tuple[Any, Any, Any]] = {}
+        self._programs: dict[tuple[str, int], Any] = {}
 
     @property
     def num_compilations(self) -> int:
+        """How many programs have been compiled so far: up to three for each length of rows."""
         return len(self._programs)
+
+    def abstract_reference(self, layouts: Layouts) -> Any:
+        """Returns shapes, dtypes and shardings of the reference: the actor in compute dtype."""
+        policy: Any = self.actor.objective
+        shardings = states.param_shardings(
+            policy, self.actor.device_mesh, self.actor.table(layouts.reference_rules)
+        )
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, policy.model.dtype, sharding=sharding
+            ),
+            self.actor.abstract_state.params,
+            shardings,
+        )
 
     def row_length(self, num_tokens: int) -> int:
         """Returns the length of the rows for a longest prompt with answer of `num_tokens`."""
@@ -260,9 +274,10 @@ class PPO:
           kl_coefficient: weight of the KL penalty.
         """
         length = rows["inputs"].shape[1]
-        assess, _, _ = self._compiled(length)
-        abstract = self._job(self.actor, length).train_batch
-        given = {name: abstract[name] for name in rows}
+        assess = self._program(
+            "assess", length, lambda: _in_place(self.assess_program(length), self.actor)
+        )
+        given = self.abstract_rows(length)
         minibatches, sums = [], PairSums()
         per_minibatch = len(scores) // self.settings.num_minibatches
         for start in range(0, len(scores), per_minibatch):
@@ -298,8 +313,11 @@ class PPO:
             it.
         """
         length = minibatches[0]["inputs"].shape[1]
-        _, actor_step, critic_step = self._compiled(length)
         of_actor, of_critic = (self._job(job, length) for job in (self.actor, self.critic))
+        critic_step = self._program("critic", length, of_critic.compile_train_step)
+        actor_step: Any = None
+        if train_actor:
+            actor_step = self._program("actor", length, of_actor.compile_train_step)
         actor_sums, critic_sums = PairSums(), PairSums()
         actor, critic = models.actor, models.critic
         for _ in range(self.settings.num_epochs):
@@ -319,27 +337,34 @@ class PPO:
     def _job(self, job: Job, length: int) -> Job:
         return dataclasses.replace(job, length=length)
 
-    def _compiled(self, length: int) -> tuple[Any, Any, Any]:
-        if length not in self._programs:
-            actor, critic = self._job(self.actor, length), self._job(self.critic, length)
-            policy: Any = actor.objective
-            value: Any = critic.objective
-            assess = make_assess(
-                policy,
-                value,
-                self.settings,
-                self._reference,
-                critic.settings.num_microbatches,
-            )
-            place = actor.train_batch["log_probs"].sharding
-            with actor.in_place():
-                compiled = jax.jit(assess, out_shardings=(dict.fromkeys(_ASSESSED, place), None))
-            self._programs[length] = (
-                _in_place(compiled, actor),
-                actor.compile_train_step(),
-                critic.compile_train_step(),
-            )
-        return self._programs[length]
+    def abstract_rows(self, length: int) -> AbstractBatch:
+        """Returns shapes, dtypes and shardings of a minibatch as it is assessed."""
+        batch = self._job(self.actor, length).train_batch
+        return {
+            name: x
+            for name, x in batch.items()
+            if name not in _ASSESSED and not name.startswith(PRETRAIN)
+        }
+
+    def assess_program(self, length: int) -> Any:
+        """Returns the jitted pass of `make_assess` over a minibatch of rows of this length.
+
+        It is to be traced under the mesh and the rules of the actor's job.
+        """
+        actor, critic = self._job(self.actor, length), self._job(self.critic, length)
+        policy: Any = actor.objective
+        value: Any = critic.objective
+        assess = make_assess(
+            policy, value, self.settings, self._reference, critic.settings.num_microbatches
+        )
+        place = actor.train_batch["log_probs"].sharding
+        return jax.jit(assess, out_shardings=(dict.fromkeys(_ASSESSED, place), None))
+
+    def _program(self, name: str, length: int, make: Callable[[], Any]) -> Any:
+        """Returns a program for rows of this length, made when it is first wanted."""
+        if (name, length) not in self._programs:
+            self._programs[name, length] = make()
+        return self._programs[name, length]
 
 
 def _in_place(function: Callable[..., Any], job: Job) -> Callable[..., Any]:

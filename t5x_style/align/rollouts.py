@@ -61,6 +61,11 @@ class RewardJudge:
     ):
         self._scorer, self._chat, self.domain_prompts = scorer, chat, domain_prompts
 
+    @property
+    def num_compilations(self) -> int:
+        """How many programs the scorer had to have compiled so far."""
+        return self._scorer.num_compilations
+
     def scores(
         self, answers: Iterable[tuple[Prompt, Turn]], domain: str | None = None
     ) -> np.ndarray:
@@ -118,9 +123,7 @@ def sample(
 
 
 def rows(rollouts: Sequence[Rollout], chat: ChatFormat, length: int) -> dict[str, np.ndarray]:
-    """Returns what an actor and a critic read: inputs, targets, positions, segment_ids, mask.
-
-    Each row [T] is one prompt with its answer; the mask is 1 where the target is of the answer.
+    """Returns what an actor and a critic read of answers, see `rows_of_ids`.
 
     Args:
       rollouts: the answers.
@@ -130,21 +133,37 @@ def rows(rollouts: Sequence[Rollout], chat: ChatFormat, length: int) -> dict[str
     Raises:
       ValueError: a prompt and its answer do not fit into a row.
     """
-    shape = (len(rollouts), length)
+    pairs = [(chat.prompt(rollout.prompt.turns), rollout.tokens) for rollout in rollouts]
+    for rollout, (prompt_ids, tokens) in zip(rollouts, pairs, strict=True):
+        num_tokens = len(prompt_ids) + len(tokens)
+        if num_tokens > length + 1:
+            raise ValueError(
+                f"prompt {rollout.prompt.name} and its answer have {num_tokens} tokens, and a row "
+                f"has room for {length + 1}: raise job.Job.length of the actor and the critic"
+            )
+    return rows_of_ids(pairs, length)
+
+
+def rows_of_ids(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], length: int
+) -> dict[str, np.ndarray]:
+    """Returns what an actor and a critic read: inputs, targets, positions, segment_ids, mask.
+
+    Each row [T] is one prompt with its answer; the mask is 1 where the target is of the answer.
+
+    Args:
+      pairs: ids of a prompt and of its answer, which together fit into a row.
+      length: T.
+    """
+    shape = (len(pairs), length)
     batch: dict[str, np.ndarray] = {
         name: np.zeros(shape, np.int32)
         for name in ("inputs", "targets", "positions", "segment_ids")
     }
     batch["mask"] = np.zeros(shape, np.float32)
-    for row, rollout in enumerate(rollouts):
-        prompt_ids = chat.prompt(rollout.prompt.turns)
-        ids = np.asarray([*prompt_ids, *rollout.tokens], np.int32)
+    for row, (prompt_ids, tokens) in enumerate(pairs):
+        ids = np.asarray([*prompt_ids, *tokens], np.int32)
         num = len(ids) - 1
-        if num > length:
-            raise ValueError(
-                f"prompt {rollout.prompt.name} and its answer have {num + 1} tokens, and a row has "
-                f"room for {length + 1}: raise job.Job.length of the actor and the critic"
-            )
         batch["inputs"][row, :num] = ids[:-1]
         batch["targets"][row, :num] = ids[1:]
         batch["positions"][row, :num] = np.arange(num)

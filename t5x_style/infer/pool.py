@@ -11,6 +11,7 @@ Legend: B batch, R prompts that are taken in, P prompt slots, N slots of the rin
 import bisect
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ from t5x_style.infer import decode
 from t5x_style.infer.sampling import Sampling
 from t5x_style.infer.stops import StopStrings
 from t5x_style.models.config import TransformerConfig
+from t5x_style.parallel import rules
 
 _STRING_STEPS = 16  # tokens between looks for stop strings
+_READ_TOKENS = 8192  # of prompts that each device reads at once, at least those of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,10 +198,10 @@ class Pool:
                 new[request.prompt] = holders[request.prompt] = row
             self._begin(request, row)
         self._read(new)
-        if copies:
-            num = self._shape(len(copies))
-            places = np.full((2, num), self._num_rows, np.int32)
-            places[:, : len(copies)] = np.transpose(copies)
+        most = most_read(self._state.num_prompt_slots)
+        for some in _parts(copies, most):
+            places = np.full((2, self._shape(len(some), most)), self._num_rows, np.int32)
+            places[:, : len(some)] = np.transpose(some)
             self._state = decode.copy_prompts(self._state, *places)
 
     def _begin(self, request: Request, row: int) -> None:
@@ -214,12 +217,17 @@ class Pool:
             rows.prompt_tokens_BP[row, num_slots - len(prompt) :] = prompt
 
     def _read(self, new: dict[tuple[int, ...], int]) -> None:
-        """Reads prompts into their rows, those of like length together."""
+        """Reads prompts into their rows, those of like length together, as many as memory takes."""
         lengths: dict[int, list[tuple[int, ...]]] = {}
         for prompt in new:
             lengths.setdefault(bucket(len(prompt)), []).append(prompt)
-        for length, prompts in lengths.items():
-            num = self._shape(len(prompts))
+        reads = (
+            (length, some)
+            for length, prompts in lengths.items()
+            for some in _parts(prompts, most_read(length))
+        )
+        for length, prompts in reads:
+            num = self._shape(len(prompts), most_read(length))
             tokens_RP = np.zeros((num, length), np.int32)
             num_tokens_R, bases_R = np.ones(num, np.int32), np.ones(num, np.float32)
             rows_R = np.full(num, self._num_rows, np.int32)
@@ -232,9 +240,9 @@ class Pool:
                 self._params, self._state, read, rows_R, config=self._manner.config
             )
 
-    def _shape(self, num: int) -> int:
+    def _shape(self, num: int, most: int) -> int:
         """Returns how many rows are taken in at once for `num` of them: of few sizes."""
-        return min(max(row_bucket(num), self._refill_rows), self._num_rows)
+        return min(max(row_bucket(num), self._refill_rows), self._num_rows, most)
 
     def _ended(self) -> Iterator[tuple[int, Sample]]:
         """Yields the samples of rows that have ended, and frees the rows."""
@@ -259,6 +267,16 @@ class Pool:
             self._requests[row] = None
             self._rows.limits_B[row] = 0
             yield request.number, Sample(tokens, *log_probs_N, stop=stop, text=text)
+
+
+def most_read(length: int) -> int:
+    """Returns how many prompts of this length are read at once, on the mesh and rules in use."""
+    num_parts = math.prod(rules.axis_size(axis) for axis in rules.in_use()["act_batch"])
+    return num_parts * max(1, _READ_TOKENS // length)
+
+
+def _parts(items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + most] for start in range(0, len(items), most))
 
 
 def bucket(length: int) -> int:

@@ -23,6 +23,8 @@ from t5x_style.models.config import TransformerConfig
 from t5x_style.parallel import rules
 from t5x_style.parallel.mesh import MeshConfig
 
+BATCH_TOKENS = 16384  # of a batch on each device
+
 
 class RewardScorer:
     """Scores rows of ids with a reward model.
@@ -33,6 +35,7 @@ class RewardScorer:
       reward_id: what every row ends with.
       batch_tokens: tokens of a batch on each device, see `infer.bucketed`.
       mesh: the devices; None for all of this process.
+      axis_rules: how weights and rows are laid over them; None for the rules in use.
 
     Raises:
       ValueError: the model is no reward model.
@@ -44,8 +47,9 @@ class RewardScorer:
         params: Any,
         reward_id: int,
         *,
-        batch_tokens: int = 16384,
+        batch_tokens: int = BATCH_TOKENS,
         mesh: Mesh | None = None,
+        axis_rules: rules.Rules | None = None,
     ):
         reward.check(config)
         self._reward_id, self._max_tokens = reward_id, config.trained_length
@@ -60,16 +64,23 @@ class RewardScorer:
         # No row is longer than the model was trained for, so a stretched base is never asked for;
         # that of a padded length would be another one.
         config = dataclasses.replace(config, dynamic_ntk_factor=None)
-        self._params = jax.device_put(params, rules.param_shardings(boxed, mesh))
+        self._params = jax.device_put(params, rules.param_shardings(boxed, mesh, rules=axis_rules))
         self._rows = BucketedRows(
-            functools.partial(_scores, self._params, config=config),
+            functools.partial(row_scores, self._params, config=config),
             mesh,
             batch_tokens=batch_tokens,
+            has_small_batches=True,
             longest=config.trained_length,
+            axis_rules=axis_rules,
         )
 
+    @property
+    def num_compilations(self) -> int:
+        """How many programs this scorer had to have compiled so far."""
+        return self._rows.num_compilations
+
     def scores(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Returns float32 [N], the score of each row; it does not depend on the other rows.
+        """Returns float32 [N], the score of each row; other rows change no more than its last bits.
 
         Args:
           rows: ids, each ending in the reward id.
@@ -88,9 +99,17 @@ class RewardScorer:
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _scores(
+def row_scores(
     params: Any, tokens_BT: jax.Array, segment_ids_BT: jax.Array, *, config: TransformerConfig
 ) -> jax.Array:
+    """Returns fp32 [B], the score at the last token of each row.
+
+    Args:
+      params: of `models.reward.RewardModel`, unboxed.
+      tokens_BT: int32 ids.
+      segment_ids_BT: int32, 1 for tokens and 0 for the padding behind them.
+      config: the decoder.
+    """
     scores_BT: Any = reward.RewardModel(config).apply(
         {"params": params}, tokens_BT, segment_ids_BT=segment_ids_BT
     )

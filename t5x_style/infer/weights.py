@@ -37,13 +37,26 @@ def decode_params(
     Raises:
       ValueError: a weight cannot be cut as the rules say.
     """
-    shardings = None
-    if mesh is not None:
-        like = decode.decode_config(config)
-        boxed = jax.eval_shape(lambda: transformer.init_params(like, jax.random.key(0)))
-        leaves, structure = jax.tree.flatten(rules.param_shardings(boxed, mesh, rules=axis_rules))
-        shardings = (tuple(leaves), structure)
+    shardings = None if mesh is None else _shardings(config, mesh, axis_rules)
     return _converter(config, shardings)(nn.unbox(params))
+
+
+def compile_decode_params(params: Any, config: TransformerConfig, mesh: Mesh) -> Any:
+    """Returns the compiled `decode_params`, under the rules in use.
+
+    Args:
+      params: abstract ones, unboxed.
+      config: the model.
+      mesh: where to lay the copy.
+    """
+    return _converter(config, _shardings(config, mesh, None)).lower(params).compile()
+
+
+def _shardings(config: TransformerConfig, mesh: Mesh, axis_rules: rules.Rules | None) -> Any:
+    like = decode.decode_config(config)
+    boxed = jax.eval_shape(lambda: transformer.init_params(like, jax.random.key(0)))
+    leaves, structure = jax.tree.flatten(rules.param_shardings(boxed, mesh, rules=axis_rules))
+    return tuple(leaves), structure
 
 
 @functools.lru_cache(maxsize=16)

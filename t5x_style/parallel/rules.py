@@ -76,6 +76,11 @@ def axis_rules(rules: Rules) -> Iterator[None]:
         _rules.reset(token)
 
 
+def in_use() -> Rules:
+    """Returns the table of `axis_rules`, DEFAULT_RULES outside of any."""
+    return _rules.get()
+
+
 def spec_of(
     names: Sequence[str | None],
     shape: Sequence[int],

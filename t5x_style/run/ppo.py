@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from t5x_style.align import loop
 from t5x_style.align.guards import Guards
+from t5x_style.align.layouts import Layouts
 from t5x_style.align.loop import ACTOR, CRITIC, LoopOptions, Quality
 from t5x_style.align.ppo import PPO, Models, PPOSettings
 from t5x_style.align.prompts import read_prompts
@@ -29,7 +29,9 @@ from t5x_style.data.vocabulary import Vocabulary
 from t5x_style.infer.reward import RewardScorer
 from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.objectives.ppo import Policy
-from t5x_style.train import checkpoint, compile_cache, description, faults, run_folder, writers
+from t5x_style.objectives.reward import Reward
+from t5x_style.train import compile_cache, description, faults, run_folder, writers
+from t5x_style.train import state as states
 from t5x_style.train.batch import abstract_batch, own_rows, place_batch
 from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import InitialRun, Job
@@ -49,6 +51,7 @@ def ppo(
     settings: PPOSettings = PPOSettings(),  # noqa: B008 (frozen)
     guards: Guards = Guards(),  # noqa: B008 (frozen)
     options: LoopOptions = LoopOptions(),  # noqa: B008 (frozen)
+    layouts: Layouts = Layouts(),  # noqa: B008 (frozen)
     domain_prompts: str | None = "prompts/reward",
     actor_step: int | None = None,
     critic_from_reward: bool = True,
@@ -71,6 +74,7 @@ def ppo(
       settings: how the policy is sampled and what its answers are worth.
       guards: bounds on the metrics.
       options: how the loop is carried out.
+      layouts: of the sampling copy, the reference and the reward model.
       domain_prompts: folder with the reward model's system prompt for each domain; None for a
         reward model that was trained without them.
       actor_step: checkpoint of `sft_run`; None for the newest.
@@ -136,13 +140,14 @@ def ppo(
                 **about,
             )
         run_folder.write_model(f"{run_dir}/{CRITIC}", value.model)
-        judge = RewardJudge(_reward_scorer(reward_run, chat, critic), chat, texts)
+        judge = RewardJudge(_reward_scorer(reward_run, chat, critic, layouts), chat, texts)
 
         def models() -> Models:
             return loop.first_models(
                 iteration,
                 lambda: start.load(actor.abstract_state, actor.optimizer.transformation()),
                 lambda: critic_start.load(critic.abstract_state, critic.optimizer.transformation()),
+                layouts,
             )
 
         stack.enter_context(faults.ending_the_job_on_error())
@@ -158,6 +163,7 @@ def ppo(
             ),
             guards=guards,
             options=options,
+            layouts=layouts,
             seed=seed,
             text=text,
             evaluate=_evaluation(policy, actor, validation or {}),
@@ -175,10 +181,17 @@ def _plain(objective: Any) -> dict[str, Any]:
     }
 
 
-def _reward_scorer(reward_run: str, chat: ChatFormat, critic: Job) -> RewardScorer:
-    whole = NamedSharding(critic.device_mesh, PartitionSpec())
-    config, params = checkpoint.load_model(reward_run, sharding=whole)
-    return RewardScorer(config, params, chat.reward_id, mesh=critic.device_mesh)
+def _reward_scorer(
+    reward_run: str, chat: ChatFormat, critic: Job, layouts: Layouts
+) -> RewardScorer:
+    """Reads the reward model straight into its place: no device ever holds more than its part."""
+    mesh, table = critic.device_mesh, critic.table(layouts.reward_rules)
+    config = run_folder.read_model(reward_run)
+    start = InitialRun(reward_run, mode="params")
+    abstract = states.abstract_params(Reward(config), mesh, table)
+    return RewardScorer(
+        config, start.load_params(abstract), chat.reward_id, mesh=mesh, axis_rules=table
+    )
 
 
 def _pretrain_rows(policy: Policy, actor: Job, pretrain: Sequence[Component]) -> Batches | None:

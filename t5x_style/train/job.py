@@ -7,7 +7,7 @@ From these come the shapes of the state and of the batches, and the compiled ste
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +97,25 @@ class InitialRun:
         Raises:
           ValueError: there is no such checkpoint, it is damaged, or it is of another model.
         """
+        if self.mode == "params":
+            return states.with_params(self.load_params(abstract.params), transformation, abstract)
+        return self._read(checkpoint.restore, abstract).tree
+
+    def load_params(self, abstract: Any) -> Any:
+        """Returns the params alone, laid as `abstract` says.
+
+        Raises:
+          ValueError: as `load`.
+        """
+        return self._read(checkpoint.restore_params, abstract)
+
+    def _read(self, restore: Callable[[Path, Any], Any], abstract: Any) -> Any:
         folder = Path(self.run_dir) / run_folder.CHECKPOINTS
         path = folder / str(checkpoint.chosen_step(folder, self.step))
         try:
-            if self.mode == "continue":
-                return checkpoint.restore(path, abstract).tree
-            params = checkpoint.restore_params(path, abstract.params)
+            return restore(path, abstract)
         except checkpoint.DamagedCheckpointError as error:
             raise ValueError(f"{error}; set job.InitialRun.step to an older step") from error
-        return states.with_params(params, transformation, abstract)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +162,7 @@ class Job:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Makes the mesh and the rules those in use."""
-        with rules.axis_rules(self._table()), jax.set_mesh(self.device_mesh):
+        with rules.axis_rules(self.table()), jax.set_mesh(self.device_mesh):
             yield
 
     @property
@@ -167,8 +177,8 @@ class Job:
             self.objective,
             self.optimizer.transformation(),
             self.device_mesh,
-            self._table(),
-            self._table(self.optimizer_rules),
+            self.table(),
+            self.table(self.optimizer_rules),
         )
 
     @functools.cached_property
@@ -191,7 +201,7 @@ class Job:
             num_microbatches=self.settings.num_microbatches,
             seed=self.seed,
             gradient_shardings=states.param_shardings(
-                self.objective, self.device_mesh, self._table(self.gradient_rules)
+                self.objective, self.device_mesh, self.table(self.gradient_rules)
             ),
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
@@ -205,13 +215,18 @@ class Job:
         with self.in_place():
             return jitted.lower(self.abstract_state.params, self.eval_batch).compile()
 
-    def _table(self, own: Mapping[str, Sequence[str]] | None = None) -> rules.Rules:
+    def table(self, own: Mapping[str, Sequence[str]] | None = None) -> rules.Rules:
+        """Returns the whole table of rules: the defaults, the job's, and those given over them.
+
+        Raises:
+          ValueError: a rule is for no logical axis, or names no axis of the mesh.
+        """
         changed = {**(self.axis_rules or {}), **(own or {})}
         unknown = sorted(set(changed) - set(rules.DEFAULT_RULES))
         if unknown:
             raise ValueError(
-                f"job.Job.axis_rules, gradient_rules and optimizer_rules: {unknown} are no logical "
-                f"axes; known: {sorted(rules.DEFAULT_RULES)}"
+                f"job.Job.axis_rules, gradient_rules and optimizer_rules, or layouts.Layouts: "
+                f"{unknown} are no logical axes; known: {sorted(rules.DEFAULT_RULES)}"
             )
         renamed = {name: tuple(axes) for name, axes in changed.items()}
         table = {**rules.DEFAULT_RULES, **renamed}
@@ -220,5 +235,5 @@ class Job:
 
     def _batch(self, num_rows: int, num_microbatches: int = 1) -> AbstractBatch:
         shapes = self.objective.batch_shapes(num_rows, self.length)
-        with rules.axis_rules(self._table()):
+        with rules.axis_rules(self.table()):
             return abstract_batch(shapes, self.device_mesh, num_microbatches)

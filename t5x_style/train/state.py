@@ -93,12 +93,18 @@ def abstract_state(
     return TrainState(step=count, params=params, opt_state=opt_state, skipped_steps=count)
 
 
+def abstract_params(
+    objective: InitialisesParams, mesh: Mesh, rules: axis_rules.Rules | None = None
+) -> Params:
+    """Returns the parameters as `jax.ShapeDtypeStruct`s, with shardings by a table of rules."""
+    return _abstract_params(jax.eval_shape(objective.init, jax.random.key(0)), mesh, rules)
+
+
 def param_shardings(
     objective: InitialisesParams, mesh: Mesh, rules: axis_rules.Rules | None = None
 ) -> Any:
     """Returns the sharding of each parameter, or of its gradient, by a table of rules."""
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: leaf.sharding, _abstract_params(boxed, mesh, rules))
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_params(objective, mesh, rules))
 
 
 def initialise(

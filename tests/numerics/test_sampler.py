@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_style.infer import decode
+from t5x_style.infer import decode, pool
 from t5x_style.infer.repetition import (
     History,
     penalized,
@@ -70,6 +70,39 @@ def test_rows_that_change_hands_say_what_rows_of_their_own_do(params, sampling):
     )
     for rows in ({}, {"max_batch_rows": 3}, {"max_batch_rows": 3, "refill_rows": 3}):
         _assert_same(made(**rows), wanted)
+
+
+@pytest.mark.slow
+def test_prompts_are_read_and_copied_no_more_at_once_than_memory_takes(params, monkeypatch):
+    def made(tokens):
+        monkeypatch.setattr(pool, "_READ_TOKENS", tokens)
+        shapes = []
+        admit, copy = decode.admit, decode.copy_prompts
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                decode,
+                "admit",
+                lambda p, s, read, *a, **k: (
+                    shapes.append(read.tokens_RP.shape),
+                    admit(p, s, read, *a, **k),
+                )[1],
+            )
+            patch.setattr(
+                decode,
+                "copy_prompts",
+                lambda state, places, *a: (
+                    shapes.append((len(places), 0)),
+                    copy(state, places, *a),
+                )[1],
+            )
+            sampler = Sampler(_CONFIG, params, max_batch_rows=16)
+            return sampler.generate(_PROMPTS[:3], 5, num_samples=4, seed=4), shapes
+
+    wanted, whole = made(8192)
+    found, parts = made(32)
+    _assert_same(found, wanted)
+    assert whole == [(4, 16), (16, 0)]
+    assert parts == [(2, 16), (1, 16), *[(2, 0)] * 4, (1, 0)]
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_a_score_is_that_of_the_row_alone_at_its_last_id():
         assert score == pytest.approx(float(alone[0, -1]), abs=1e-5)  # type: ignore[index]
     assert found.std() > 0.1
     np.testing.assert_array_equal(scorer().scores(rows()[::-1])[::-1], found)
-    assert scorer().scores([rows()[7]])[0] == found[7]
+    assert scorer().scores([rows()[7]])[0] == pytest.approx(found[7], abs=1e-6)
     assert scorer().scores([]).shape == (0,)
 
 
@@ -76,11 +76,22 @@ def test_devices_share_rows_and_weights():
 
 def test_there_are_few_programs():
     found = scorer()
-    reward._scores.clear_cache()
+    reward.row_scores.clear_cache()
     for num in (1, 9, 30):
         found.scores(rows(num))
-    lengths = {min(bucket(len(row)), CONFIG.trained_length) for row in rows()}
-    assert reward._scores._cache_size() == len(lengths) < 9
+    shapes = set()
+    for num in (1, 9, 30):
+        lengths = [min(bucket(len(row)), CONFIG.trained_length) for row in rows(num)]
+        for length in set(lengths):
+            most, left = max(1, 128 // length), lengths.count(length)
+            for count in {min(most, left), left % most} - {0}:
+                shapes.add((length, min(most, 1 << (count - 1).bit_length())))
+    assert reward.row_scores._cache_size() == len(shapes) == found.num_compilations
+    assert len(shapes) <= 16
+    for num in range(1, 31):
+        found.scores(rows(num))
+    # Of each length as many programs as the rows can be halved.
+    assert found.num_compilations <= sum((128 // n).bit_length() + 1 for n in set(lengths))
 
 
 def test_what_cannot_be_scored_is_named():
