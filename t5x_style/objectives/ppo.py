@@ -117,6 +117,8 @@ class Policy:
         metrics = {
             "loss": (loss_sum, num_tokens),
             "ratio": (jnp.sum(ratio_BT * mask_BT), num_tokens),
+            # 0 exactly where no token's probability has moved; the mean above may hide two.
+            "ratio_distance": (jnp.sum(jnp.abs(ratio_BT - 1) * mask_BT), num_tokens),
             "clipped": (jnp.sum(is_clipped_BT * mask_BT), num_tokens),
             "change_kl": (jnp.sum((ratio_BT - 1 - change_BT) * mask_BT), num_tokens),
             "entropy": (jnp.sum(scores["entropy_BT"] * mask_BT), num_tokens),
