@@ -134,7 +134,8 @@ def test_a_finished_run_rests_goes_further_if_asked_and_is_not_another_one(
     ppo_run.assert_same(found, wanted)
 
 
-BROKEN = {"length_ratio": 1.0000001, "patience": 2}
+# The mean KL is above it from the first iteration on in which the actor learns, the third.
+BROKEN = {"kl_ceiling": -1.0, "patience": 2}
 
 
 def test_a_guard_stops_a_run_which_stays_stopped(folder, drawn, capsys):
