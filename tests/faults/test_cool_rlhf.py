@@ -212,7 +212,7 @@ def test_stopped_within_a_part_that_part_is_made_again_whole(folder, straight, d
             raise KeyboardInterrupt
         whole(path, found)
 
-    def judge(prompt, first, second):
+    def judge(self, prompt, first, second):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -297,25 +297,37 @@ def test_people_s_labels_go_out_and_come_in_when_they_are_there(folder, drawn):
 
 def test_people_are_not_told_whose_answer_is_which(straight):
     asked = read(straight / "round-1/slow_path/to_label.jsonl")
-    by_policy = {
-        name: {r["id"]: r["response"] for r in read(straight / f"round-1/answers/{name}.jsonl")}
-        for name in ("sft", "late")
-    }
+    of_sft = {r["id"]: r["response"] for r in read(straight / "round-1/answers/sft.jsonl")}
     assert not any(policy in record["name"] for record in asked for policy in ("sft", "late"))
-    sides = set()
-    for number in (1, 2, 3):
-        for record in read(straight / f"round-{number}/slow_path/to_label.jsonl"):
-            place = record["name"].rpartition("-")[0]
-            sides.add(record["1"] == by_policy["sft"][place])
-    assert sides == {True, False}
+    prompts = [record["name"].rpartition("-")[0] for record in asked]
+    firsts, seconds = (
+        sum(record[side] == of_sft[name] for record, name in zip(asked, prompts, strict=True))
+        for side in ("1", "2")
+    )
+    assert firsts and seconds
+
+
+GOOD = {
+    "domain": "any",
+    "messages": [{"role": "user", "content": "say"}],
+    "1": "a",
+    "2": "b",
+    "better": 1,
+}
 
 
 @pytest.mark.parametrize(
-    "line", ["no json", '{"1": "a", "2": "b", "better": 3}', '{"1": "a", "better": 1}', "[]"]
+    "line",
+    [
+        "no json",
+        "[]",
+        json.dumps(GOOD | {"better": 3}),
+        *(json.dumps({k: v for k, v in GOOD.items() if k != missing}) for missing in GOOD),
+    ],
 )
 def test_a_wrong_line_of_labels_is_named(tmp_path, line):
     path = tmp_path / judges.LABELLED
-    path.write_text('{"1": "a", "2": "b", "better": 1}\n' + line + "\n")
+    path.write_text(f"{json.dumps(GOOD)}\n{line}\n")
     with pytest.raises(ValueError, match=r"labelled\.jsonl, line 2.*0, 1 or 2"):
         judges.FileJudge(path)
 
