@@ -5,6 +5,7 @@ section 4.2.2). A judge is any callable; `FileJudge` is a person with an editor.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from t5x_style.align.fast_path import preference
-from t5x_style.align.prompts import Prompt
+from t5x_style.align.prompts import Prompt, messages_of, prompt_of
 from t5x_style.align.rollouts import Rollout
 from t5x_style.train import run_folder
 
@@ -61,12 +62,20 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """Of the comparison, the same whenever the same answers are compared."""
-        return f"{self.first.prompt.name}/{'-'.join(self.policies)}"
+        """Of the comparison; says which prompt, and not which policies."""
+        return f"{self.first.prompt.name}-{_digest(self.first.prompt, *sorted(self.policies))[:8]}"
+
+
+def _digest(prompt: Prompt, *words: str) -> str:
+    text = json.dumps([prompt.name, prompt.domain, messages_of(prompt.turns), *words])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def comparisons(answers: Mapping[str, Sequence[Rollout]], max_pairs: int) -> list[Comparison]:
     """Returns pairs of different answers by different policies, as evenly as they come.
+
+    Which of the two is the first is drawn by the prompt: a judge who leans to the first is not to
+    lean to a policy.
 
     Args:
       answers: of each policy, to the same prompts in the same order.
@@ -77,8 +86,12 @@ def comparisons(answers: Mapping[str, Sequence[Rollout]], max_pairs: int) -> lis
     for of_prompt in zip(*answers.values(), strict=True):
         for one, other in combinations(range(len(names)), 2):
             if of_prompt[one].text != of_prompt[other].text:
-                policies = (names[one], names[other])
-                found.append(Comparison(of_prompt[one], of_prompt[other], policies))
+                sides = (one, other)
+                if int(_digest(of_prompt[one].prompt, names[one], names[other]), 16) % 2:
+                    sides = (other, one)
+                pair = [of_prompt[side] for side in sides]
+                policies = (names[sides[0]], names[sides[1]])
+                found.append(Comparison(pair[0], pair[1], policies))
     step = max(1, len(found) // max_pairs)
     return found[::step][:max_pairs]
 
@@ -119,29 +132,35 @@ class FileJudge:
     """The verdicts that people have written into a file so far.
 
     Args:
-      path: of JSON lines with "1", "2" and "better", as `write_for_people` began them; need not be
-        there yet.
+      path: of JSON lines as `write_for_people` began them, with "better"; need not be there yet.
 
     Raises:
       ValueError: a line is not as it should be.
     """
 
     def __init__(self, path: str | Path):
-        self._verdicts: dict[tuple[str, str], int] = {}
+        self._verdicts: dict[tuple[str, ...], int] = {}
         if not Path(path).is_file():
             return
         with open(path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
                 try:
                     record = json.loads(line)
                     verdict = {0: 0, 1: 1, 2: -1}[record["better"]]
-                    self._verdicts[record["1"], record["2"]] = verdict
-                except (ValueError, KeyError, TypeError) as error:
+                    prompt = prompt_of(record, "")
+                    self._verdicts[_key(prompt, record["1"], record["2"])] = verdict
+                except (ValueError, KeyError, TypeError, IndexError) as error:
                     raise ValueError(
-                        f'{path}, line {number}: a verdict is a line with "1", "2" and "better": '
-                        f"0, 1 or 2 ({error})"
+                        f"{path}, line {number}: a verdict is a line of {TO_LABEL} with "
+                        f'"better": 0, 1 or 2 ({type(error).__name__}: {error})'
                     ) from error
 
     def __call__(self, prompt: Prompt, first: str, second: str) -> int | None:
-        del prompt
-        return self._verdicts.get((first, second))
+        return self._verdicts.get(_key(prompt, first, second))
+
+
+def _key(prompt: Prompt, first: str, second: str) -> tuple[str, ...]:
+    """Returns what a verdict is about: the same answers may be right to one prompt alone."""
+    return prompt.domain, json.dumps(messages_of(prompt.turns)), first, second

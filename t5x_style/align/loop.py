@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -64,6 +64,7 @@ class _Progress:
       attempt: roll-backs so far.
       first: metrics of the first iteration.
       num_broken: last iterations in a row that broke a bound.
+      is_stopped: whether a guard has ended the run.
       text: state of the stream of pre-training text.
     """
 
@@ -72,6 +73,7 @@ class _Progress:
     attempt: int = 0
     first: dict[str, float] | None = None
     num_broken: int = 0
+    is_stopped: bool = False
     text: dict[str, Any] | None = None
 
 
@@ -91,7 +93,7 @@ def fit(
     text: BatchSource | None = None,
     evaluate: Evaluation | None = None,
     quality: Quality | None = None,
-) -> Models:
+) -> tuple[Models, int]:
     """Runs PPO to its last iteration, from the newest checkpoints if there are some.
 
     Args:
@@ -111,9 +113,11 @@ def fit(
       quality: what answers are truly worth, where a program can say.
 
     Returns:
-      The models after the last iteration, or where a guard has stopped the run.
+      The models after the last iteration, or where a guard has stopped the run, and how many
+      iterations that were.
 
     Raises:
+      ValueError: every checkpoint is damaged.
       faults.Stopped: the process was asked to stop; the state is saved.
     """
     settings = ppo.settings
@@ -133,9 +137,7 @@ def fit(
         progress.kl_coefficient = progress.kl_coefficient or settings.kl_coefficient
         signals = stack.enter_context(faults.StopSignals())
         injector = faults.FaultInjector()
-        writers = make_writers(progress.iteration)
-        for writer in writers:
-            stack.callback(writer.close)
+        writers = stack.enter_context(_Lines(make_writers, progress.iteration))
 
         def save() -> None:
             progress.text = None if text is None else text.state()
@@ -148,7 +150,7 @@ def fit(
         if progress.iteration == 0:
             save()
         sampler = None
-        while progress.iteration < settings.iterations:
+        while progress.iteration < settings.iterations and not progress.is_stopped:
             number = progress.iteration
             injector.at("iteration", number + 1)
             started = perf_counter()
@@ -204,20 +206,24 @@ def fit(
             is_last = progress.iteration == settings.iterations
             if evaluate is not None and (is_last or progress.iteration % options.eval_every == 0):
                 line |= evaluate(begun.actor.params)
-            for writer in writers:
-                writer.write(progress.iteration, line)
-                writer.progress(progress.iteration)
+            writers.write(progress.iteration, line)
             broken = guards.broken(progress.first, values) if trains_actor else []
             progress.num_broken = progress.num_broken + 1 if broken else 0
             if progress.num_broken >= guards.patience:
-                is_over = guards.action == "stop" or progress.attempt >= guards.max_roll_backs
-                _note(run_dir, progress, broken, "stop" if is_over else guards.action)
-                if is_over:
-                    save()
-                    return begun
                 for saver in savers.values():
                     saver.wait()
-                begun, progress = _rolled_back(ppo, begun, run_dir, progress, guards)
+                good = _before(run_dir, progress.iteration - progress.num_broken)
+                goes_back = (
+                    guards.action == "roll_back" and progress.attempt < guards.max_roll_backs
+                )
+                if not goes_back or good is None:
+                    _note(run_dir, progress, broken, "stop")
+                    progress.is_stopped = True
+                    save()
+                    break
+                _note(run_dir, progress, broken, "roll_back", to=good)
+                begun, progress = _rolled_back(ppo, begun, run_dir, progress, good, guards)
+                writers.go_back(progress.iteration)
                 if text is not None and progress.text is not None:
                     text.restore(progress.text)
                 continue
@@ -230,7 +236,38 @@ def fit(
                     saver.close()
                 print(f"saved iteration {progress.iteration}: the same command goes on from there")
                 raise faults.Stopped(progress.iteration)
-        return begun
+        return begun, progress.iteration
+
+
+class _Lines:
+    """The writers of metrics, which begin again where the loop goes back to.
+
+    Args:
+      make_writers: from the iterations done to the writers, which drop lines of later ones.
+      iteration: finished ones.
+    """
+
+    def __init__(self, make_writers: Callable[[int], Sequence[Writer]], iteration: int):
+        self._make = make_writers
+        self._writers = make_writers(iteration)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for writer in self._writers:
+            writer.close()
+
+    def write(self, iteration: int, line: Mapping[str, float]) -> None:
+        """Hands the metrics of an iteration to all."""
+        for writer in self._writers:
+            writer.write(iteration, line)
+            writer.progress(iteration)
+
+    def go_back(self, iteration: int) -> None:
+        """Drops what was written after an iteration."""
+        self.__exit__()
+        self._writers = self._make(iteration)
 
 
 def _sampler(ppo: PPO, models: Models, layouts: Layouts) -> Sampler:
@@ -307,46 +344,86 @@ def _give_up(*states: Any) -> None:
         leaf.delete()
 
 
-def _restored(
-    ppo: PPO, fresh: Models, run_dir: str | Path, at_most: int | None = None
-) -> tuple[Models, _Progress]:
-    """Returns the newest saved models and progress, the fresh ones if nothing was saved."""
-    steps = [n for n in _iterations(run_dir) if at_most is None or n <= at_most]
+def _before(run_dir: str | Path, iteration: int) -> int | None:
+    """Returns the newest saved iteration up to one, None if there is none any more."""
+    return max((n for n in _iterations(run_dir) if n <= iteration), default=None)
+
+
+def _restored(ppo: PPO, fresh: Models, run_dir: str | Path) -> tuple[Models, _Progress]:
+    """Returns the newest saved models and progress, the fresh ones if nothing was saved.
+
+    Raises:
+      ValueError: something was saved, and all of it is damaged.
+    """
+    steps = _iterations(run_dir)
+    damaged: dict[int, checkpoint.DamagedCheckpointError] = {}
     for step in reversed(steps):
         try:
-            states = {}
-            for name, job in ((ACTOR, ppo.actor), (CRITIC, ppo.critic)):
-                path = Path(run_dir) / name / run_folder.CHECKPOINTS / str(step)
-                states[name] = checkpoint.restore(path, job.abstract_state)
+            found = _at(ppo, fresh, run_dir, step)
         except checkpoint.DamagedCheckpointError as error:
-            print(f"iteration {step} is not used: {error}", flush=True)
+            damaged[step] = error
             continue
-        progress = _Progress(**states[ACTOR].extra)
-        return Models(states[ACTOR].tree, states[CRITIC].tree, fresh.reference), progress
+        for bad, error in damaged.items():
+            # Removed, for this run makes the same step again, and none is saved twice.
+            print(f"iteration {bad} is made again: {error}", flush=True)
+            _remove(run_dir, bad)
+        return found
+    if damaged:
+        raise ValueError(
+            f"every checkpoint of {run_dir} is damaged: {'; '.join(map(str, damaged.values()))}. "
+            "Put one back from a copy, or set ppo.ppo.run_dir to a new folder"
+        )
     return fresh, _Progress()
 
 
-def _rolled_back(
-    ppo: PPO, models: Models, run_dir: str | Path, progress: _Progress, guards: Guards
-) -> tuple[Models, _Progress]:
-    """Returns models and progress from before a bound was first broken; later ones are removed."""
-    good = progress.iteration - progress.num_broken
-    back, old = _restored(ppo, models, run_dir, at_most=good)
+def _at(ppo: PPO, fresh: Models, run_dir: str | Path, step: int) -> tuple[Models, _Progress]:
+    """Returns models and progress of a saved iteration; the reference is that of `fresh`."""
+    states = {}
+    for name, job in ((ACTOR, ppo.actor), (CRITIC, ppo.critic)):
+        path = Path(run_dir) / name / run_folder.CHECKPOINTS / str(step)
+        states[name] = checkpoint.restore(path, job.abstract_state)
+    progress = _Progress(**states[ACTOR].extra)
+    return Models(states[ACTOR].tree, states[CRITIC].tree, fresh.reference), progress
+
+
+def _remove(run_dir: str | Path, step: int) -> None:
+    # A step is whole while the actor's is there, so that goes first.
     for name in (ACTOR, CRITIC):
-        folder = Path(run_dir) / name / run_folder.CHECKPOINTS
-        for step in checkpoint.committed_steps(folder):
-            if step > old.iteration:
-                shutil.rmtree(folder / str(step))
+        shutil.rmtree(Path(run_dir) / name / run_folder.CHECKPOINTS / str(step), ignore_errors=True)
+
+
+def _rolled_back(
+    ppo: PPO, models: Models, run_dir: str | Path, progress: _Progress, good: int, guards: Guards
+) -> tuple[Models, _Progress]:
+    """Returns models and progress of a saved iteration; later ones are removed.
+
+    Only this process knows of the new attempt until the next save. One that is killed before it
+    comes to the same point again by the same answers, which are kept.
+    """
+    back, old = _at(ppo, models, run_dir, good)
+    for name in (ACTOR, CRITIC):
+        for step in checkpoint.committed_steps(Path(run_dir) / name / run_folder.CHECKPOINTS):
+            if step > good:
+                _remove(run_dir, step)
     old.kl_coefficient = progress.kl_coefficient * guards.kl_factor
     old.attempt, old.num_broken, old.first = progress.attempt + 1, 0, progress.first
     return back, old
 
 
-def _note(run_dir: str | Path, progress: _Progress, broken: Sequence[str], action: str) -> None:
-    line = {"iteration": progress.iteration, "broken": list(broken), "action": action}
+def _note(
+    run_dir: str | Path,
+    progress: _Progress,
+    broken: Sequence[str],
+    action: str,
+    to: int | None = None,
+) -> None:
+    """Adds a line to the log of guards, unless it is there from before the process was killed."""
+    said = {"attempt": progress.attempt, "iteration": progress.iteration, "broken": list(broken)}
+    line = json.dumps({**said, "action": action} | ({} if to is None else {"to": to}))
     path = Path(run_dir) / GUARD_LOG
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    run_folder.write_text(path, before + json.dumps(line) + "\n")
+    if line not in before.splitlines():
+        run_folder.write_text(path, f"{before}{line}\n")
     print(f"iteration {progress.iteration}: {'; '.join(broken)}: {action}", flush=True)
 
 

@@ -20,7 +20,7 @@ from t5x_style.align.layouts import Layouts
 from t5x_style.infer.sampler import bucket
 from t5x_style.infer.sampling import Sampling
 from t5x_style.models.reward import RewardModel
-from t5x_style.objectives.ppo import PRETRAIN, Policy, Value, token_scores
+from t5x_style.objectives.ppo import PRETRAIN, Policy, Value, pretrain_part, token_scores
 from t5x_style.ops.advantages import (
     KL_ESTIMATORS,
     generalized_advantages,
@@ -33,6 +33,7 @@ from t5x_style.train.batch import AbstractBatch, place_batch
 from t5x_style.train.job import Job
 from t5x_style.train.metrics import PairSums
 from t5x_style.train.state import TrainState
+from t5x_style.train.step import in_microbatches
 
 _ASSESSED = ("log_probs", "advantages", "values", "returns")
 
@@ -114,21 +115,28 @@ def make_assess(
     value: Value,
     settings: PPOSettings,
     reference: Any = None,
-    num_microbatches: int = 1,
+    *,
+    actor_microbatches: int = 1,
+    critic_microbatches: int = 1,
 ) -> Callable[..., tuple[dict[str, jax.Array], Any]]:
     """Returns the pass over sampled answers that says what each token was worth.
 
     It takes (actor params, reference params, critic params, rows, scores [B], KL coefficient) and
     returns log_probs, advantages, values and returns [B, T] in fp32, and metrics as pairs of sums.
 
+    Each model reads the rows in as many parts, one after another, as in its training step: a matrix
+    product of another number of rows may round otherwise, and the first step's ratio would not be 1
+    to the last bit.
+
     Args:
       policy, value: the objectives whose batches these will be part of.
       settings: see above.
       reference: config of the reference; None for the actor's.
-      num_microbatches: the rows are taken in so many parts, one after another.
+      actor_microbatches: parts for the actor and the reference.
+      critic_microbatches: parts for the critic.
     """
 
-    def part(actor, frozen, critic, batch, scores_B, kl_coefficient):
+    def read(actor, frozen, batch):
         score = functools.partial(
             token_scores,
             temperature=policy.temperature,
@@ -136,16 +144,29 @@ def make_assess(
         )
         of_actor = score(actor, batch, policy.model)[1]
         of_reference = score(frozen, batch, reference or policy.model)[1]
-        values_BT: Any = RewardModel(value.model).apply(
+        return of_actor["nll_BT"], of_reference["nll_BT"], of_actor["entropy_BT"]
+
+    def expected(critic, batch):
+        return RewardModel(value.model).apply(
             {"params": critic},
             batch["inputs"],
             positions_BT=batch["positions"],
             segment_ids_BT=batch["segment_ids"],
         )
+
+    def assess(actor, frozen, critic, batch, scores_B, kl_coefficient):
+        nll_BT, reference_nll_BT, entropy_BT = in_microbatches(
+            functools.partial(read, actor, frozen), batch, actor_microbatches
+        )
+        values_BT: Any = in_microbatches(
+            functools.partial(expected, critic), batch, critic_microbatches
+        )
         mask_BT = batch["mask"]
-        values_BT = values_BT * mask_BT
-        log_probs_BT = -of_actor["nll_BT"] * mask_BT
-        kl_BT = token_kl(log_probs_BT, -of_reference["nll_BT"] * mask_BT, settings.kl_estimator)
+        # Chosen, not multiplied: what padding came to, be it infinite, is not to matter.
+        values_BT, log_probs_BT, reference_BT = (
+            jnp.where(mask_BT > 0, x, 0) for x in (values_BT, -nll_BT, -reference_nll_BT)
+        )
+        kl_BT = token_kl(log_probs_BT, reference_BT, settings.kl_estimator)
         rewards_BT = token_rewards(kl_BT, scores_B, mask_BT, kl_coefficient)
         advantages_BT = generalized_advantages(
             rewards_BT,
@@ -155,32 +176,19 @@ def make_assess(
             trace_decay=settings.trace_decay,
         )
         returns_BT = advantages_BT + values_BT
-        found = dict(
-            zip(_ASSESSED, (log_probs_BT, advantages_BT, values_BT, returns_BT), strict=True)
-        )
         num_tokens, num_rows = jnp.sum(mask_BT), jnp.float32(len(mask_BT))
         metrics = {
             "kl": (jnp.sum(kl_BT * mask_BT), num_tokens),
             "answer_kl": (jnp.sum(kl_BT * mask_BT), num_rows),
-            "entropy": (jnp.sum(of_actor["entropy_BT"] * mask_BT), num_tokens),
+            "entropy": (jnp.sum(entropy_BT * mask_BT), num_tokens),
             "reward": (jnp.sum(rewards_BT), num_rows),
             "length": (num_tokens, num_rows),
         }
-        return found, metrics
-
-    def assess(actor, frozen, critic, batch, scores_B, kl_coefficient):
-        def of_part(inputs):
-            rows, scores_b = inputs
-            return part(actor, frozen, critic, rows, scores_b, kl_coefficient)
-
-        def cut(x):
-            return jnp.reshape(x, (num_microbatches, -1, *x.shape[1:]))
-
-        found, metrics = jax.lax.map(of_part, jax.tree.map(cut, (batch, scores_B)))
-        found = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)
         if settings.normalise_advantages:
-            found["advantages"] = whiten(found["advantages"], batch["mask"])
-        return found, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+            advantages_BT = whiten(advantages_BT, mask_BT)
+        arrays = (log_probs_BT, advantages_BT, values_BT, returns_BT)
+        found: dict[str, Any] = dict(zip(_ASSESSED, arrays, strict=True))
+        return found, metrics
 
     return assess
 
@@ -327,7 +335,7 @@ class PPO:
                 if not train_actor:
                     continue
                 if next_text is not None:
-                    text = {PRETRAIN + name: x for name, x in next_text().items()}
+                    text = pretrain_part(next_text(), float(jnp.sum(batch["mask"])))
                     wanted = {n: x for n, x in of_actor.train_batch.items() if n in text}
                     batch = batch | place_batch(text, wanted)
                 actor, pairs = actor_step(actor, _moved(batch, of_actor.train_batch))
@@ -355,7 +363,12 @@ class PPO:
         policy: Any = actor.objective
         value: Any = critic.objective
         assess = make_assess(
-            policy, value, self.settings, self._reference, critic.settings.num_microbatches
+            policy,
+            value,
+            self.settings,
+            self._reference,
+            actor_microbatches=actor.settings.num_microbatches,
+            critic_microbatches=critic.settings.num_microbatches,
         )
         place = actor.train_batch["log_probs"].sharding
         return jax.jit(assess, out_shardings=(dict.fromkeys(_ASSESSED, place), None))

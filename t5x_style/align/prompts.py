@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from t5x_style.data.chat import Conversation
+from t5x_style.data.chat import Call, Conversation
 from t5x_style.data.chat_readers import turns_of_messages
 from t5x_style.data.order import ShuffledOrder
 
@@ -65,11 +65,25 @@ def prompt_of(record: Mapping[str, Any], name: str) -> Prompt:
 
 
 def messages_of(turns: Conversation) -> list[dict[str, Any]]:
-    """Returns turns as OpenAI messages, which `prompt_of` reads back; calls are left out."""
-    return [
-        {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.name else {})
-        for turn in turns
-    ]
+    """Returns turns as OpenAI messages, which `prompt_of` reads back to the same turns."""
+    messages = []
+    for turn in turns:
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.name:
+            message["name"] = turn.name
+        if turn.calls:
+            message["tool_calls"] = [_call(call) for call in turn.calls]
+        messages.append(message)
+    return messages
+
+
+def _call(call: Call) -> dict[str, Any]:
+    if call.tool == "interpreter":
+        code = call.body.removeprefix("```python\n").removesuffix("\n```")
+        return {"type": "code_interpreter", "code_interpreter": {"input": code}}
+    body = json.loads(call.body)
+    function = {"name": body["name"], "arguments": json.dumps(body["parameters"])}
+    return {"type": "function", "function": function}
 
 
 def drawn(prompts: Sequence[Prompt], num: int, iteration: int, seed: int) -> list[Prompt]:

@@ -8,10 +8,12 @@ Legend: B batch, T length.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t5x_style.models import moe, reward, transformer
 from t5x_style.models.config import TransformerConfig
@@ -79,7 +81,10 @@ class Policy:
         return self.pretrain_rows if self.pretrain_coefficient else 0
 
     def batch_shapes(self, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes and dtypes of a batch: samples [B, T] and rows of text [P, L]."""
+        """Returns the shapes and dtypes of a batch: samples [B, T] and rows of text [P, L].
+
+        The rows of text come from `pretrain_part`.
+        """
         dtypes = _ROWS | {"targets": jnp.int32, "log_probs": jnp.float32, "advantages": jnp.float32}
         shapes = _shapes(dtypes, batch_size, length)
         if self.num_pretrain_rows:
@@ -111,12 +116,14 @@ class Policy:
             token_inputs=(old_BT, advantages_BT),
         )
         num_tokens = jnp.sum(mask_BT)
-        change_BT = -scores["nll_BT"] - old_BT
+        change_BT = jnp.where(mask_BT > 0, -scores["nll_BT"] - old_BT, 0)
         ratio_BT = jnp.exp(change_BT)
         is_clipped_BT = jnp.abs(ratio_BT - 1) > self.clip_ratio
         metrics = {
             "loss": (loss_sum, num_tokens),
             "ratio": (jnp.sum(ratio_BT * mask_BT), num_tokens),
+            # 0 exactly where no token's probability has moved; the mean above may hide two.
+            "ratio_distance": (jnp.sum(jnp.abs(ratio_BT - 1) * mask_BT), num_tokens),
             "clipped": (jnp.sum(is_clipped_BT * mask_BT), num_tokens),
             "change_kl": (jnp.sum((ratio_BT - 1 - change_BT) * mask_BT), num_tokens),
             "entropy": (jnp.sum(scores["entropy_BT"] * mask_BT), num_tokens),
@@ -127,9 +134,8 @@ class Policy:
         if self.num_pretrain_rows:
             text = {n.removeprefix(PRETRAIN): x for n, x in batch.items() if n.startswith(PRETRAIN)}
             objective = CausalLM(self.model, loss_chunk_tokens=self.loss_chunk_tokens)
-            text_sum, text_weight, of_text = objective.loss(params, text, rng)
-            text_mean = text_sum / jnp.maximum(text_weight, 1)
-            loss_sum += self.pretrain_coefficient * text_mean * num_tokens
+            text_sum, _, of_text = objective.loss(params, text, rng)
+            loss_sum += self.pretrain_coefficient * text_sum
             wanted = ("loss", "bits_per_byte")
             metrics |= {f"pretrain/{name}": of_text[name] for name in wanted}
         return loss_sum, num_tokens, metrics
@@ -213,6 +219,23 @@ class _Clipped:
         ratio = jnp.exp(-nll - old_log_prob)
         clipped = jnp.clip(ratio, 1 - self.clip_ratio, 1 + self.clip_ratio)
         return jnp.maximum(-advantage * ratio, -advantage * clipped)
+
+
+def pretrain_part(text: Mapping[str, np.ndarray], num_tokens: float) -> dict[str, np.ndarray]:
+    """Returns rows of text as a part of a policy's batch.
+
+    The weights of the text's tokens are scaled to sum up to the number of response tokens, by
+    which a step divides the whole sum: so the mean over the text counts `pretrain_coefficient`
+    against the mean over the responses, in however many microbatches both are summed.
+
+    Args:
+      text: a batch of `objectives.causal_lm`.
+      num_tokens: response tokens of the batch, as its mask sums up to.
+    """
+    weights = text["loss_weights"]
+    factor = np.float32(num_tokens / max(float(weights.sum(dtype=np.float64)), 1e-9))
+    scaled = {**text, "loss_weights": weights * factor}
+    return {PRETRAIN + name: x for name, x in scaled.items()}
 
 
 def token_scores(

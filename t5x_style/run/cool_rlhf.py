@@ -137,7 +137,8 @@ def cool_rlhf(
       settings: see there.
       domain_prompts: folder with the reward model's system prompt for each domain, or None.
       judge: decides comparisons; None: people do, in `to_label.jsonl` of each round's slow path,
-        whose lines they put with a verdict into `labelled.jsonl` of the round's folder.
+        whose lines they put with a verdict into `labelled.jsonl` of the round's folder. What a
+        later round takes of them lies in its folder `labels`; remove that to have it read again.
       quality: what an answer is truly worth, where a program can say; for the summary alone.
       seed: of every run and draw.
 
@@ -312,7 +313,28 @@ def _take_slow_path(
         writer.counts["comparisons"] = len(found)
 
 
-def _labels(context: Context, number: int) -> list[dict[str, Any]]:
+def _labels(context: Context, number: int) -> str:
+    """Returns the file of the labels that a round takes: those known when it first asks.
+
+    People go on labelling. A round that is stopped and begun again must not see more than before.
+    """
+    late_by = context.settings.labels_late_by
+    labelled = [n for n in range(1, number) if n + late_by < number]
+    artifact = Artifact(
+        context.path(number, "labels"),
+        stage="cool_rlhf_labels",
+        settings={"rounds": labelled},
+        inputs={"slow_paths": [context.path(n, "slow_path") for n in labelled]},
+    )
+    if not artifact.is_current():
+        known = [record for n in labelled for record in _known_labels(context, n)]
+        with artifact.write() as writer:
+            _write_lines(writer.folder / "pairs.jsonl", known)
+            writer.counts["labels"] = len(known)
+    return f"{context.path(number, 'labels')}/pairs.jsonl"
+
+
+def _known_labels(context: Context, number: int) -> list[dict[str, Any]]:
     """Returns the preferences of a round's slow path that are known by now."""
     folder = Path(context.path(number, "slow_path"))
     if (folder / "pairs.jsonl").is_file():
@@ -325,10 +347,8 @@ def _labels(context: Context, number: int) -> list[dict[str, Any]]:
 def _pool(context: Context, number: int) -> str:
     """Writes the preferences that a later round's reward model learns from; returns the file."""
     settings = context.settings
-    earlier = range(1, number)
-    patches = {n: f"{context.path(n, 'fast_path')}/pairs.jsonl" for n in earlier}
-    labelled = [n for n in earlier if n + settings.labels_late_by < number]
-    labels = {n: _labels(context, n) for n in labelled}
+    patches = [f"{context.path(n, 'fast_path')}/pairs.jsonl" for n in range(1, number)]
+    labels = _labels(context, number)
     artifact = Artifact(
         context.path(number, "pool"),
         stage="cool_rlhf_pool",
@@ -336,24 +356,23 @@ def _pool(context: Context, number: int) -> str:
             "patch_repeats": settings.patch_repeats,
             "num_replayed": settings.num_replayed,
             "seed": context.seed,
-            "labels": labels,
         },
-        inputs={"preferences": context.preferences, "patches": list(patches.values())},
+        inputs={"preferences": context.preferences, "labels": labels, "patches": patches},
     )
     if not artifact.is_current():
         base = _read_lines(Path(context.preferences))
         rng = np.random.default_rng((context.seed, number))
         chosen = rng.permutation(len(base))[: settings.num_replayed]
         records = [base[place] for place in sorted(chosen)]
-        records += [record for some in labels.values() for record in some]
-        against = [record for path in patches.values() for record in _read_lines(Path(path))]
-        records += against * settings.patch_repeats
+        labelled = _read_lines(Path(labels))
+        against = [record for path in patches for record in _read_lines(Path(path))]
         with artifact.write() as writer:
-            _write_lines(writer.folder / "preferences.jsonl", records)
+            _write_lines(
+                writer.folder / "preferences.jsonl",
+                [*records, *labelled, *(against * settings.patch_repeats)],
+            )
             writer.counts.update(
-                replayed=len(chosen),
-                labelled=sum(map(len, labels.values())),
-                against_flaws=len(against),
+                replayed=len(records), labelled=len(labelled), against_flaws=len(against)
             )
     return f"{context.path(number, 'pool')}/preferences.jsonl"
 
@@ -383,7 +402,7 @@ def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [json.loads(line) for line in file if line.strip()]
 
 
 if __name__ == "__main__":

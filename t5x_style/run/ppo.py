@@ -121,13 +121,17 @@ def ppo(
                 "domain_prompts": None if texts is None else texts.fingerprint,
                 "text": None if text is None else text.state()["stream"],
                 "seed": seed,
+                # Answers are kept beside checkpoints, and a run that went on with another learning
+                # rate would learn from some that its own policy did not give.
+                "training": {"actor": _training(actor), "critic": _training(critic)},
                 "settings": dataclasses.asdict(dataclasses.replace(settings, iterations=1)),
                 "guards": dataclasses.asdict(guards),
             },
-            "settings": {"iterations": settings.iterations},
+            "settings": {"total_steps": settings.iterations},
         }
         if run_folder.is_done(run_dir, **about):
-            print(f"{run_dir} is finished at iteration {settings.iterations}", flush=True)
+            done = run_folder.read_json(f"{run_dir}/{run_folder.DONE}")
+            print(f"{run_dir} is finished at iteration {done['step']}", flush=True)
             return
         config_text = gin_files.resolved_text()
         for folder, job in ((run_dir, actor), (f"{run_dir}/{ACTOR}", actor)):
@@ -151,7 +155,7 @@ def ppo(
             )
 
         stack.enter_context(faults.ending_the_job_on_error())
-        loop.fit(
+        _, reached = loop.fit(
             iteration,
             models,
             asked,
@@ -169,8 +173,8 @@ def ppo(
             evaluate=_evaluation(policy, actor, validation or {}),
             quality=quality,
         )
-        run_folder.mark_done(run_dir, step=settings.iterations, **about)
-        run_folder.mark_done(f"{run_dir}/{ACTOR}", step=settings.iterations, **about)
+        run_folder.mark_done(f"{run_dir}/{ACTOR}", step=reached, **about)
+        run_folder.mark_done(run_dir, step=reached, **about)
 
 
 def _plain(objective: Any) -> dict[str, Any]:
@@ -178,6 +182,16 @@ def _plain(objective: Any) -> dict[str, Any]:
         "class": type(objective).__name__,
         **{f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)},
         "model": objective.model.to_dict(),
+    }
+
+
+def _training(job: Job) -> dict[str, Any]:
+    schedule: Any = job.schedule
+    return {
+        "optimizer": dataclasses.asdict(job.optimizer),
+        # How long it is may change: a finished run can be taken further.
+        "schedule": dataclasses.asdict(schedule) | {"total_steps": None},
+        "num_microbatches": job.settings.num_microbatches,
     }
 
 

@@ -170,12 +170,13 @@ class FaultInjector:
     """Makes the faults that the environment asks for, so that tests can see what follows.
 
     `T5X_STYLE_FAULT` lists them, comma separated: `kill@step:7` before the seventh step,
-    `kill@save:10` once the save of step 10 has begun; kinds are kill, term, stop (as SIGSTOP
+    `kill@save:10` once the save of step 10 has begun; in PPO also `iteration:3` before the third
+    iteration and `sampled:3` once its answers are kept. Kinds are kill, term, stop (as SIGSTOP
     does), raise, hang and, for steps, nan (the batch's floating point values become NaN).
     """
 
     KINDS = ("kill", "term", "stop", "raise", "hang", "nan")
-    POINTS = ("step", "save")
+    POINTS = ("step", "save", "iteration", "sampled")
 
     def __init__(self, text: str | None = None):
         text = os.environ.get(FAULT_VARIABLE, "") if text is None else text

@@ -48,7 +48,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a text file that appears whole or not at all."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

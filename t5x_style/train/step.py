@@ -55,6 +55,25 @@ def _split_rows(x: jax.Array, num_microbatches: int) -> jax.Array:
     return axis_rules.constrain(jnp.swapaxes(rows, 0, 1), *names[: rows.ndim])
 
 
+def in_microbatches(function: Callable[[Batch], Any], batch: Batch, num_microbatches: int) -> Any:
+    """Returns the arrays [B, ...] of a function of a batch, taken in the parts of a training step.
+
+    Args:
+      function: from a batch of B/M rows to a tree of arrays [B/M, ...].
+      batch: arrays [B, ...].
+      num_microbatches: M.
+    """
+    if num_microbatches == 1:
+        return function(batch)
+    parts = {name: _split_rows(x, num_microbatches) for name, x in batch.items()}
+
+    def joined(x: jax.Array) -> jax.Array:
+        whole = jnp.swapaxes(x, 0, 1)
+        return whole.reshape(-1, *whole.shape[2:])
+
+    return jax.tree.map(joined, jax.lax.map(function, parts))
+
+
 def make_train_step(
     objective: HasLoss,
     transformation: optax.GradientTransformation,

@@ -68,12 +68,18 @@ class TrainedModel:
           sharding: one sharding for all leaves; None for the first local device.
 
         Raises:
-          ValueError: the checkpoint is damaged.
+          ValueError: the checkpoint is damaged, or is of no language model.
         """
         try:
             _, params = checkpoint.load_model(self._run_dir, self.step, sharding=sharding)
         except ValueError as error:
             raise ValueError(f"{self._setting}: {error}") from error
+        if "head" in params:
+            raise ValueError(
+                f"{self._setting}: the run {self._run_dir} is of a model with a head that scores "
+                "(a reward model, a critic or a classifier) and predicts no tokens: name the run "
+                "of a language model"
+            )
         return params
 
     def identity(self, sharding: Any = None) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from t5x_style.data.domain_prompts import DomainPrompts
 from t5x_style.data.preferences import scored_ids
 from t5x_style.data.vocabulary import Vocabulary, train_vocabulary
 from t5x_style.infer.reward import RewardScorer
-from t5x_style.models import transformer
+from t5x_style.models import lora, transformer
 from t5x_style.models.config import TransformerConfig
+from t5x_style.objectives.causal_lm import CausalLM
+from t5x_style.objectives.lora import LoRA
 from t5x_style.objectives.reward import Reward
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.run.report import report
@@ -22,6 +24,7 @@ from t5x_style.run.train_reward import PROMPTS, RewardSettings, train_reward
 from t5x_style.train import checkpoint, run_folder
 from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import Job, LoopSettings
+from t5x_style.train.trained_model import TrainedModel
 
 MODEL = TransformerConfig(
     vocab_size=430,
@@ -195,6 +198,29 @@ def test_a_language_model_and_a_reward_model_give_their_weights(tmp_path):
     kernels = [np.asarray(s.params["head"]["kernel"]) for s in (state, other)]
     assert kernels[0].std() > 0
     assert not np.array_equal(*kernels)
+
+
+def test_a_run_with_adapters_gives_its_merged_weights(tmp_path):
+    objective = LoRA(CausalLM(MODEL), rank=2, targets="(wqkv|w2)$")
+    params = nn.unbox(objective.init(jax.random.key(0)))
+    params["lora"] = jax.tree.map(lambda leaf: leaf + 0.1, params["lora"])
+    checkpoint.save_model(tmp_path / "sft", MODEL, params)
+    job = Job(OBJECTIVE, schedule=lambda step: step, total_steps=1, batch_size=8, length=16)
+    with job.in_place():
+        start = InitialPart(str(tmp_path / "sft"), objective=OBJECTIVE)
+        found = start.load(job.abstract_state, job.optimizer.transformation()).params["backbone"]
+    wanted = {name: leaf for name, leaf in lora.merged(params).items() if name != "output"}
+    jax.tree.map(np.testing.assert_array_equal, dict(found), wanted)
+    base = params["base"]["layers"]["attention"]["wqkv"]
+    assert np.abs(np.asarray(found["layers"]["attention"]["wqkv"] - base)).max() > 0.01
+
+
+def test_verbs_for_language_models_refuse_a_reward_model(tmp_path):
+    params = nn.unbox(OBJECTIVE.init(jax.random.key(0)))
+    checkpoint.save_model(tmp_path / "reward", MODEL, params)
+    model = TrainedModel("mine", str(tmp_path / "reward"), "generate.generate.checkpoints")
+    with pytest.raises(ValueError, match=r"generate\.checkpoints: .*reward is of .* no tokens"):
+        model.identity()
 
 
 def test_what_cannot_be_learnt_is_refused(tmp_path, given):
