@@ -92,7 +92,11 @@ def test_the_funnel_accounts_for_every_record(curated):
 
 @pytest.mark.parametrize(
     ("num_workers", "pages_per_table"),
-    [(1, 64), pytest.param(3, 1, marks=pytest.mark.slow), (2, 7)],
+    [
+        (1, 64),
+        pytest.param(3, 1, marks=pytest.mark.slow),
+        pytest.param(2, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_bytes_do_not_depend_on_workers_or_batches(
     archives, curated, tmp_path, num_workers, pages_per_table
