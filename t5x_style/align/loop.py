@@ -26,6 +26,7 @@ from t5x_style.align.rollouts import RewardJudge, Rollout
 from t5x_style.align.signs import answer_signs
 from t5x_style.data.chat import ChatFormat
 from t5x_style.infer.sampler import Sampler
+from t5x_style.objectives.ppo import unexplained_variance
 from t5x_style.train import checkpoint, faults, run_folder
 from t5x_style.train.batch import BatchSource
 from t5x_style.train.writers import Writer
@@ -194,6 +195,7 @@ def fit(
             line |= {f"actor/{name}": value for name, value in of_actor.means().items()}
             line |= {f"critic/{name}": value for name, value in of_critic.means().items()}
             line |= {
+                "critic/unexplained_variance": unexplained_variance(of_critic.means()),
                 "ppo/kl_coefficient": progress.kl_coefficient,
                 "ppo/attempt": progress.attempt,
                 "ppo/compilations": ppo.num_compilations

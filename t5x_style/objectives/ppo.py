@@ -185,21 +185,20 @@ class Value:
             positions_BT=batch["positions"],
             segment_ids_BT=batch["segment_ids"],
         )
-        error_BT = jnp.square(values_BT - returns_BT)
+        square_BT = error_BT = jnp.square(values_BT - returns_BT)
         if self.value_clip is not None:
             near_BT = old_BT + jnp.clip(values_BT - old_BT, -self.value_clip, self.value_clip)
             error_BT = jnp.maximum(error_BT, jnp.square(near_BT - returns_BT))
         num_tokens = jnp.sum(mask_BT)
         loss_sum = jnp.sum(error_BT * mask_BT) / 2
         returns_sum = jnp.sum(returns_BT * mask_BT)
-        spread = jnp.sum(jnp.square(returns_BT) * mask_BT) - returns_sum**2 / jnp.maximum(
-            num_tokens, 1
-        )
         metrics = {
             "loss": (loss_sum, num_tokens),
             "value": (jnp.sum(values_BT * mask_BT), num_tokens),
             "return": (returns_sum, num_tokens),
-            "unexplained_variance": (2 * loss_sum, spread),
+            # Sums of which `unexplained_variance` is made: it is none itself.
+            "square_error": (jnp.sum(square_BT * mask_BT), num_tokens),
+            "square_return": (jnp.sum(jnp.square(returns_BT) * mask_BT), num_tokens),
             **_slots(batch),
         }
         return loss_sum, num_tokens, metrics
@@ -207,6 +206,16 @@ class Value:
     def flops_per_token(self, length: int, keys_per_token: float | None = None) -> float:
         """Returns the operations of forward and backward pass for one token."""
         return flops.with_scalar_head(self.model, length, keys_per_token)
+
+
+def unexplained_variance(means: Mapping[str, float]) -> float:
+    """Returns a critic's squared error over the variance of the returns; NaN if they do not vary.
+
+    Args:
+      means: of the metrics of `Value.loss`, over however many batches.
+    """
+    variance = means["square_return"] - means["return"] ** 2
+    return means["square_error"] / variance if variance > 0 else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -296,9 +296,15 @@ def test_the_critic_s_loss_is_half_the_square_and_clipped_if_so_set(value_clip):
     mask = batch["mask"]
     assert float(loss_sum) == pytest.approx(float(jnp.sum(error * mask) / 2), rel=1e-6)
     taken = np.asarray(returns)[np.asarray(mask) > 0]
-    spread = float(metrics["unexplained_variance"][1])
-    assert spread == pytest.approx(taken.var() * taken.size, rel=1e-6)
+    means = {name: float(a / b) for name, (a, b) in metrics.items()}
+    left = np.square(np.asarray(values - returns))[np.asarray(mask) > 0]
+    assert ppo.unexplained_variance(means) == pytest.approx(left.mean() / taken.var(), rel=1e-6)
     assert float(metrics["return"][0] / weight) == pytest.approx(taken.mean(), rel=1e-6)
+
+
+def test_returns_that_do_not_vary_leave_nothing_to_explain():
+    means = {"square_return": 4.0, "return": 2.0, "square_error": 1.0}
+    assert np.isnan(ppo.unexplained_variance(means))
 
 
 def test_scores_of_tokens_do_not_depend_on_the_size_of_the_chunks(params):

@@ -200,6 +200,7 @@ def test_a_language_model_and_a_reward_model_give_their_weights(tmp_path):
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_gives_its_merged_weights(tmp_path):
     objective = LoRA(CausalLM(MODEL), rank=2, targets="(wqkv|w2)$")
     params = nn.unbox(objective.init(jax.random.key(0)))
