@@ -402,6 +402,7 @@ def _rolled_back(
     Only this process knows of the new attempt until the next save. One that is killed before it
     comes to the same point again by the same answers, which are kept.
     """
+    _give_up(models.actor, models.critic)
     back, old = _at(ppo, models, run_dir, good)
     for name in (ACTOR, CRITIC):
         for step in checkpoint.committed_steps(Path(run_dir) / name / run_folder.CHECKPOINTS):
