@@ -118,7 +118,7 @@ def _chart(
 def _cell(spread: Sequence[float], factor: float = 1) -> str:
     digits = 1 if factor == 100 else 3
     mean, deviation = (factor * value for value in spread)
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}".replace("-", "−")
 
 
 SECTIONS = (
