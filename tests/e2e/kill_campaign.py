@@ -28,7 +28,8 @@ from t5x_style.train import run_folder
 ROOT = Path(__file__).parents[2]
 _POLL_SECS = 0.02
 _MARK = re.compile(r"== \d+/\d+ \w+|\w+ step \d+/")
-_TIMED = ("time", "timing/", "system/")
+# What a restart changes: times, and how often something had to be compiled.
+_TIMED = ("time", "timing/", "system/", "ppo/compilations")
 
 
 def start(gin_file: str, folder: Path) -> subprocess.Popen:
@@ -143,15 +144,18 @@ def checksums(folder: Path) -> dict[str, Any]:
             found[name] = weights(path.parent)
     for path in sorted(folder.glob(f"runs/**/{run_folder.DONE}")):
         name = path.parent.relative_to(folder).as_posix()
-        found[f"{name} weights"] = weights(path.parent)
-        found[f"{name} metrics"] = _metrics(path.parent)
+        # PPO's run folder has metrics, and those of its models in it have weights.
+        if (path.parent / run_folder.CHECKPOINTS).is_dir():
+            found[f"{name} weights"] = weights(path.parent)
+        if (path.parent / run_folder.METRICS).is_file():
+            found[f"{name} metrics"] = _metrics(path.parent)
     return found
 
 
 def _metrics(run_dir: Path) -> list[dict[str, float]]:
     """Returns the lines of metrics.jsonl by step, the last where a restart redid one."""
     by_step: dict[int, dict[str, float]] = {}
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+    for line in (run_dir / run_folder.METRICS).read_text().splitlines():
         values = json.loads(line)
         kept = {k: v for k, v in values.items() if not k.startswith(_TIMED)}
         by_step.setdefault(values["step"], {}).update(kept)

@@ -143,10 +143,13 @@ def one_flaw(monkeypatch):
     monkeypatch.setattr(
         fast_path,
         "contrasting_pairs",
-        lambda flaw, early, late, settings: [
-            fast_path.preference(after, (before.text + " a", after.text + " b"))
-            for before, after in zip(early, late, strict=True)
-        ][: settings.max_pairs],
+        lambda flaws, early, late, settings: [
+            [
+                fast_path.preference(after, (before.text + " a", after.text + " b"))
+                for before, after in zip(early, late, strict=True)
+            ][: settings.max_pairs]
+            for _ in flaws
+        ],
     )
 
 

@@ -75,5 +75,5 @@ def test_any_placement_gives_what_one_device_gives(name, expected):
 
 
 def test_a_rule_that_is_none_is_named():
-    with pytest.raises(ValueError, match=r"optimizer_rules: \['embd'\] are no logical axes"):
+    with pytest.raises(ValueError, match=r"optimizer_rules.*: \['embd'\] are no logical axes"):
         _ = job({"data": 8}, optimizer_rules={"embd": ()}).abstract_state

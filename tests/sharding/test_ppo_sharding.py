@@ -167,7 +167,7 @@ def test_with_a_learning_rate_of_zero_every_ratio_is_one_to_the_last_bit(mesh, p
     ppo, models = begun(mesh, mesh, rate=0.0, parts=parts)
     reference = jax.tree.map(lambda leaf: leaf + 0, models.actor.params)
     models = Models(models.actor, models.critic, reference)
-    axis_rules = None if mesh == ONE else ppo.actor._table()
+    axis_rules = None if mesh == ONE else ppo.actor.table()
     sampler = Sampler(MODEL, models.actor.params, mesh=ppo.actor.device_mesh, axis_rules=axis_rules)
     before = jax.device_get(models.actor.params)
     for number in range(10):
