@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from t5x_style.config import cli
 from t5x_style.corpus.engine.executors import Executor, LocalExecutor
 from t5x_style.corpus.wanjuan_cc import pipeline
-from t5x_style.corpus.wanjuan_cc.clean import CleanSettings
+from t5x_style.corpus.wanjuan_cc.clean import CleanSettings, Rules
 from t5x_style.corpus.wanjuan_cc.stage_run import Run
 
 
 def clean(
     documents: str,
     output_dir: str,
-    settings: CleanSettings | Sequence[CleanSettings] | None = None,
+    settings: Rules | Sequence[Rules] | None = None,
     executor: Executor | None = None,
     documents_per_shard: int = 8192,
     dry_run: bool = False,

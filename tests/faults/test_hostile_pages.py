@@ -25,11 +25,20 @@ from t5x_style.corpus.html_scan import ScanLimits, scan_html
 from t5x_style.corpus.http_response import RefusedResponse, parse_response
 from t5x_style.corpus.pages import PAGE_SCHEMA, PageSettings
 from t5x_style.corpus.stages import Stage, run_stages
-from t5x_style.corpus.wanjuan_cc import blocklists, clean, pii, raw, statistics
+from t5x_style.corpus.wanjuan_cc import (
+    blocklists,
+    clean,
+    edits,
+    line_corrections,
+    pii,
+    raw,
+    statistics,
+)
 from t5x_style.corpus.warc import WarcLimits, read_warc
 from t5x_style.corpus.warc_writer import response_record
 from t5x_style.run.clean import clean as run_clean
 from t5x_style.run.raw import raw as run_raw
+from tests.unit.test_corpus_documents import table_of
 from tests.unit.web_archives import DATE, prose, prose_pages
 
 TEXT = "".join(f"<p>{paragraph}</p>" for paragraph in prose(1000)).encode()
@@ -292,9 +301,13 @@ def mask(text):
     pii.mask(text, pii.MaskSettings())
 
 
-def edits(text):
+def line_edits(text):
     settings = clean.CleanSettings(drop_citations=True, min_line_words=2, max_line_word_chars=1000)
-    clean.cut_spans(text, clean.spans_to_cut(text, settings), [])
+    edits.cut_spans(text, clean.spans_to_cut(text, settings), [])
+
+
+def corrections(text):
+    line_corrections.correct_lines(table_of([text]), line_corrections.LineCorrections())
 
 
 def rules(text):
@@ -325,9 +338,10 @@ WORST = {
     "combining marks": (raw.tidy, lambda n: "a" + "\u0301" * n + "\u0316" * n, 50_000),
     "signs": (raw.tidy, lambda n: ("a" + "\u2603" * 30) * n, 5_000),
     "meta elements": (lambda page: raw.decode_page(page, ""), lambda n: b"<meta charset" * n, 300),
-    "policies": (edits, lambda n: "terms of us" * n, 100_000),
-    "citations": (edits, lambda n: "[1" * n + "[" * n + "[1]\n" * n, 50_000),
-    "lines of one word": (edits, lambda n: " a\n" * n, 100_000),
+    "policies": (line_edits, lambda n: "terms of us" * n, 100_000),
+    "citations": (line_edits, lambda n: "[1" * n + "[" * n + "[1]\n" * n, 50_000),
+    "lines of numbers": (corrections, lambda n: "1 " * n + "a\n" + "1 like\n" * n, 100_000),
+    "lines of one word": (line_edits, lambda n: " a\n" * n, 100_000),
     "one long word": (rules, lambda n: "x" * n, 500_000),
     "equal words": (rules, lambda n: "a " * n, 100_000),
     "equal lines": (rules, lambda n: "ab\n" * n, 50_000),

@@ -8,9 +8,9 @@ from t5x_style.corpus.wanjuan_cc.clean import (
     RULES,
     CleanSettings,
     clean,
-    cut_spans,
     reasons_to_drop,
 )
+from t5x_style.corpus.wanjuan_cc.edits import cut_spans
 from t5x_style.corpus.wanjuan_cc.statistics import text_statistics
 from tests.unit.test_corpus_documents import table_of
 from tests.unit.web_archives import prose

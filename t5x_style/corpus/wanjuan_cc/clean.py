@@ -2,12 +2,12 @@
 
 The paper builds its rules on Gopher's and C4's without printing thresholds, so the defaults here
 are the published ones of the rules' sources: Gopher (arXiv 2112.11446, appendix A.1), C4 (arXiv
-1910.10683, section 2.2), FineWeb (arXiv 2406.17557, section 3.5). Each rule is a function of the
+1910.10683, section 2.2), FineWeb (arXiv 2406.17557, section 3.5); RefinedWeb's corrections of lines
+are in `line_corrections`. Each rule is a function of the
 statistics and the thresholds that says which texts it drops; the first that does, in the order of
 `RULES`, gives the reason. What the statistics mean is said in `statistics`.
 """
 
-import bisect
 import collections
 import dataclasses
 import re
@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from t5x_style.corpus.documents import document_id
 from t5x_style.corpus.stages import Outcome, keep_rows
+from t5x_style.corpus.wanjuan_cc.edits import Span, cut_texts, line_spans
+from t5x_style.corpus.wanjuan_cc.line_corrections import LineCorrections, correct_lines
 from t5x_style.corpus.wanjuan_cc.repeats import DUPLICATE_NGRAMS, TOP_NGRAMS
 from t5x_style.corpus.wanjuan_cc.statistics import (
     TextDefinitions,
@@ -108,7 +109,10 @@ class CleanSettings:
         return min(*self.max_top_ngram_chars, *self.max_duplicate_ngram_chars) < 1.0
 
 
-def clean(table: pa.Table, settings: CleanSettings | Sequence[CleanSettings]) -> Outcome:
+Rules = CleanSettings | LineCorrections
+
+
+def clean(table: pa.Table, settings: Rules | Sequence[Rules]) -> Outcome:
     """Stage "clean": edits lines, then drops texts by the rules.
 
     Args:
@@ -119,9 +123,12 @@ def clean(table: pa.Table, settings: CleanSettings | Sequence[CleanSettings]) ->
       The documents that pass every rule, and the others counted under the first they fail.
     """
     dropped: collections.Counter[str] = collections.Counter()
-    for one in [settings] if isinstance(settings, CleanSettings) else settings:
-        table = _edited(table, one)
-        table, of_one = keep_rows(table, _reasons(table["text"].to_pylist(), one))
+    for one in [settings] if isinstance(settings, Rules) else settings:
+        if isinstance(one, LineCorrections):
+            table, of_one = correct_lines(table, one)
+        else:
+            table = _edited(table, one)
+            table, of_one = keep_rows(table, _reasons(table["text"].to_pylist(), one))
         dropped.update(of_one)
     return table, dict(dropped)
 
@@ -318,48 +325,29 @@ _CITATION = re.compile(r"\[(?:\d*+|edit|citation needed)\]")
 
 
 def _edited(table: pa.Table, settings: CleanSettings) -> pa.Table:
-    texts = table["text"].to_pylist()
-    cuts = [spans_to_cut(text, settings) for text in texts]
-    if not any(cuts):
-        return table
-    rows = table.to_pylist()
-    for row, spans in zip(rows, cuts, strict=True):
-        if spans:
-            row["text"], row["links"] = cut_spans(row["text"], spans, row["links"])
-            row["num_bytes"] = len(row["text"].encode("utf-8"))
-            row["id"] = document_id(row["url"], row["text"])
-    return pa.Table.from_pylist(rows, table.schema)
+    return cut_texts(table, [spans_to_cut(text, settings) for text in table["text"].to_pylist()])
 
 
-def spans_to_cut(text: str, settings: CleanSettings) -> list[tuple[int, int]]:
-    """Returns the spans [start, end) of a text that its edits take out, in order.
-
-    A line goes with the newline behind it, the last one with that before it.
-    """
+def spans_to_cut(text: str, settings: CleanSettings) -> list[Span]:
+    """Returns the spans [start, end) of a text that its edits take out, in order."""
     edits_lines = settings.min_line_words > 0 or settings.max_line_word_chars is not None
     has_policy = settings.drop_policy_lines and _speaks_of_policy(text)
     if not (edits_lines or has_policy or (settings.drop_citations and "[" in text)):
         return []
-    spans: list[tuple[int, int]] = []
-    start, kept_end = 0, 0
-    for line in text.split("\n"):
-        end = start + len(line)
+
+    def edit(line: str) -> list[Span] | None:
         if (has_policy and _speaks_of_policy(line)) or (
             edits_lines and not _is_line(line, settings)
         ):
-            spans.append((start, min(end + 1, len(text))))
-        else:
-            if settings.min_line_words and line[:1].isspace():
-                spans.append((start, end - len(line.lstrip())))
-            if settings.drop_citations and "[" in line:
-                found = _CITATION.finditer(line)
-                spans += [(start + match.start(), start + match.end()) for match in found]
-            kept_end = end
-        start = end + 1
-    if spans and spans[-1][1] == len(text) and spans[-1][0] > kept_end:
-        # What stands behind the last kept line goes with the newline before it.
-        spans = [span for span in spans if span[1] <= kept_end] + [(kept_end, len(text))]
-    return spans
+            return None
+        spans: list[Span] = []
+        if settings.min_line_words and line[:1].isspace():
+            spans.append((0, len(line) - len(line.lstrip())))
+        if settings.drop_citations and "[" in line:
+            spans += [match.span() for match in _CITATION.finditer(line)]
+        return spans
+
+    return line_spans(text, edit)
 
 
 def _speaks_of_policy(text: str) -> bool:
@@ -376,35 +364,3 @@ def _is_line(line: str, settings: CleanSettings) -> bool:
     if least > 0 and len(line.split(None, least - 1)) < least:
         return False
     return most is None or len(line) <= most or max(map(len, line.split()), default=0) <= most
-
-
-def cut_spans(
-    text: str, spans: Sequence[tuple[int, int]], links: Sequence[dict]
-) -> tuple[str, list[dict]]:
-    """Returns the text without the spans, and the links with offsets into it.
-
-    A link that starts or ends inside a span loses its place (-1), not its address.
-    """
-    starts, ends = [start for start, _ in spans], [end for _, end in spans]
-    parts: list[str] = []
-    cut_before: list[int] = [0]
-    for start, end, last_end in zip(starts, ends, [0, *ends], strict=False):
-        parts.append(text[last_end:start])
-        cut_before.append(cut_before[-1] + end - start)
-    parts.append(text[ends[-1] if ends else 0 :])
-
-    def moved(offset: int) -> int | None:
-        number = bisect.bisect_right(starts, offset)
-        is_cut = number > 0 and offset < ends[number - 1]
-        return None if is_cut else offset - cut_before[number]
-
-    moved_links = []
-    for link in links:
-        size = max(0, link["end"] - link["start"])
-        start, last = moved(link["start"]), moved(link["start"] + max(0, size - 1))
-        if link["start"] < 0 or start is None or last is None:
-            start = end = -1
-        else:
-            end = last + min(1, size)
-        moved_links.append({**link, "start": start, "end": end})
-    return "".join(parts), moved_links

@@ -37,7 +37,7 @@ from t5x_style.corpus.scorer import LoadScorer, Scorer
 from t5x_style.corpus.stages import Stage, run_stages
 from t5x_style.corpus.wanjuan_cc import quality
 from t5x_style.corpus.wanjuan_cc.blocklists import list_path
-from t5x_style.corpus.wanjuan_cc.clean import CleanSettings, clean
+from t5x_style.corpus.wanjuan_cc.clean import Rules, clean
 from t5x_style.corpus.wanjuan_cc.dedup import DedupSettings
 from t5x_style.corpus.wanjuan_cc.dedup_flow import deduplicate
 from t5x_style.corpus.wanjuan_cc.quality import QualitySettings
@@ -92,9 +92,7 @@ def raw(
     run.stage("raw", paths, known, act)
 
 
-def clean_documents(
-    run: Run, folder: str, settings: CleanSettings | Sequence[CleanSettings]
-) -> None:
+def clean_documents(run: Run, folder: str, settings: Rules | Sequence[Rules]) -> None:
     """Raw documents to those that pass the rules."""
     function = functools.partial(_cleaned, settings=settings)
     _map_stage(run, "clean", folder, function, TEXT_SCHEMA, {"clean": settings})
@@ -274,7 +272,7 @@ def _from_bytes(data: bytes) -> pa.Table:
 
 
 def _cleaned(
-    source: Source, funnel: Funnel, settings: CleanSettings | Sequence[CleanSettings]
+    source: Source, funnel: Funnel, settings: Rules | Sequence[Rules]
 ) -> Iterator[pa.Table]:
     stage = Stage("clean", functools.partial(clean, settings=settings))
     for table in _tables(source, TEXT_SCHEMA):
