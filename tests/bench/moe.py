@@ -149,8 +149,10 @@ def _compare(num_experts: int, num_tokens: int, skew: str, flags) -> None:
         _, metrics = jax.block_until_ready(run(params, x, d_y))
         served[name] = {key: float(n / d) for key, (n, d) in metrics.items() if not n.shape}
         layers[name], times[name] = (run, params), []
-    for number in range(flags.rounds):
-        for name, (run, params) in sorted(layers.items(), reverse=bool(number % 2)):
+    for _ in range(flags.rounds):
+        # In any order: what comes after a call that has filled all caches is slower for it.
+        for name in rng.permutation(sorted(layers)):
+            run, params = layers[name]
             start_secs = time.perf_counter()
             jax.block_until_ready(run(params, x, d_y))
             times[name].append(time.perf_counter() - start_secs)
