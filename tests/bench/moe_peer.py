@@ -5,8 +5,9 @@
 PYTHON is the interpreter of an environment with torch and transformers. fp32, two experts of each
 token, one device. Theirs leaves no token out; ours does so too as `dropless`, and by capacity gives
 each expert as many places as perfect balance at --capacity_factor needs: the share of choices that
-found none stands beside it. Targets on two quiet processors: 1.6 times the peer's `grouped_mm` at 8
-experts, 2.2 times at 32. Read the processor seconds where other work shares the machine.
+found none stands beside it. Rows with `huge pages` run with `alternating.HUGE_PAGES`. Targets on
+two quiet processors: 1.6 times the peer's `grouped_mm` at 8 experts, 2.2 times at 32. Read the
+processor seconds where other work shares the machine.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 
-from tests.bench.alternating import Worker, alternate, serve, summary
+from tests.bench.alternating import HUGE_PAGES, Worker, alternate, serve, summary
 
 
 def _serve(settings: dict, name: str) -> None:
@@ -81,20 +82,19 @@ def main() -> None:
     settings = {"k": 2} | {name: getattr(flags, name) for name in names}
     columns = ("median ms", "least ms", "cpu ms")
     heads = " ".join(f"{column:>9}" for column in columns)
-    print(f"{'experts':>7} {'worker':14} {heads}   ratio by median, least, cpu; load; dropped")
+    print(f"{'experts':>7} {'worker':22} {heads}   ratio by median, least, cpu; load; dropped")
     for num_experts in map(int, flags.experts.split(",")):
         of_size = json.dumps(settings | {"num_experts": num_experts})
-        workers = {
-            name: Worker(
-                [sys.executable, "-m", "tests.bench.moe_peer", "--serve", of_size, name],
-                flags.num_threads,
-                {"JAX_PLATFORMS": "cpu"},
-            )
-            for name in ("capacity", "dropless")
-        }
-        for name in ("grouped_mm", "eager"):
-            peer = [flags.torch_python, "tests/bench/moe_torch.py", of_size, name]
-            workers[name] = Worker(peer, flags.num_threads, {"HF_HUB_OFFLINE": "1"})
+        workers = {}
+        for name in ("capacity", "dropless", "grouped_mm", "eager"):
+            command = [flags.torch_python, "tests/bench/moe_torch.py", of_size, name]
+            environment = {"HF_HUB_OFFLINE": "1"}
+            if name in ("capacity", "dropless"):
+                command = [sys.executable, "-m", "tests.bench.moe_peer", "--serve", of_size, name]
+                environment = {"JAX_PLATFORMS": "cpu"}
+            for suffix, pages in (("", {}), (", huge pages", HUGE_PAGES)):
+                environment = {**environment, **pages}
+                workers[name + suffix] = Worker(command, flags.num_threads, environment)
         answers = alternate(workers, {"steps": 2}, rounds=flags.rounds)
         sums = {name: summary(found) for name, found in answers.items()}
         for name, found in sums.items():
@@ -102,7 +102,7 @@ def main() -> None:
             times = " ".join(f"{1e3 * value / 2:9.1f}" for value in found.values())
             dropped = answers[name][0].get("dropped", 0.0)
             print(
-                f"{num_experts:7} {name:14} {times}   {ratios}   "
+                f"{num_experts:7} {name:22} {times}   {ratios}   "
                 f"{os.getloadavg()[0]:.1f}   {dropped:.1%}",
                 flush=True,
             )

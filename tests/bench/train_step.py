@@ -12,9 +12,7 @@ of torch's speed and 1.7 times Levanter's, and at most 0.8 times torch's peak me
 a process ever held. Where other work shares the machine the rounds are flagged: read processor
 seconds, and those with care.
 
-Rows with `huge pages` run with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, for whoever is named: large
-buffers are then backed by 2 MiB pages, which spares most of the page faults that each step's
-temporary memory costs on a CPU.
+Rows with `huge pages` run with `alternating.HUGE_PAGES`, for whoever is named.
 """
 
 import argparse
@@ -23,7 +21,7 @@ import os
 import resource
 import sys
 
-from tests.bench.alternating import Worker, alternate, serve, summary
+from tests.bench.alternating import HUGE_PAGES, Worker, alternate, serve, summary
 
 SETTINGS = {
     "vocab_size": 8192,
@@ -35,7 +33,6 @@ SETTINGS = {
     "mlp_dim": 1536,
     "rope_base": 1e6,
 }
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # Name to what differs from the model's defaults, devices made of the processors, and environment.
 VARIANTS = {
     "ours": ({}, 1, {}),
