@@ -154,20 +154,21 @@ def dense():
     return params, jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 3, CONFIG.vocab_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "rectify2",
-        pytest.param("rectify1", marks=pytest.mark.slow),
-        pytest.param("dropless", marks=pytest.mark.slow),
+        "rectify1",
+        "dropless",
     ],
 )
 def test_an_upcycled_model_says_what_the_dense_one_does(name):
     params, tokens = dense()
-    wanted = transformer.Transformer(CONFIG).apply({"params": params}, tokens)
+    wanted = jax.jit(transformer.Transformer(CONFIG).apply)({"params": params}, tokens)
     moe = with_experts(ROUTERS[name]).moe
     config, experts = upcycled(params, CONFIG, moe, jax.random.key(2))
-    found = transformer.Transformer(config).apply({"params": experts}, tokens)
+    found = jax.jit(transformer.Transformer(config).apply)({"params": experts}, tokens)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     prompts = [list(map(int, row[:9])) for row in tokens[:2]]
     ours, theirs = (
@@ -177,6 +178,7 @@ def test_an_upcycled_model_says_what_the_dense_one_does(name):
     assert TransformerConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.slow
 def test_neither_padding_nor_rows_that_have_ended_take_experts_from_prompts():
     moe = MoEConfig(EXPERTS, TopK(capacity_factor=10 * EXPERTS / 16, priority="index"), num_ranks=1)
     config, params = upcycled(dense()[0], CONFIG, moe, jax.random.key(2))
@@ -194,12 +196,14 @@ def test_neither_padding_nor_rows_that_have_ended_take_experts_from_prompts():
     places = decode.Places(jnp.int32(8), jnp.array([2, 8]), bases, is_visible)
 
     def prefilled(config):
-        return decode.prefill(params, prompts, config=config, free_slots=(0, 1))
+        prefill = functools.partial(decode.prefill, config=config, free_slots=(0, 1))
+        return jax.jit(prefill)(params, prompts)
 
     def next_hidden(config, is_alive):
         tokens, caches = jnp.array([3, 4], jnp.int32), prefilled(ample)[1]
         alive = jnp.array(is_alive)
-        return decode.decode_token(params, tokens, places, caches, alive, config=config)[0]
+        decode_token = functools.partial(decode.decode_token, config=config)
+        return jax.jit(decode_token)(params, tokens, places, caches, alive)[0]
 
     np.testing.assert_allclose(prefilled(config)[0], prefilled(ample)[0], atol=1e-6)
     tight = dataclasses.replace(moe, router=TopK(capacity_factor=0.1, priority="index"))

@@ -42,11 +42,12 @@ def _assert_same(some, others):
         np.testing.assert_allclose(one.drawn_log_probs, other.drawn_log_probs, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [
         Sampling(top_p=0.9),
-        pytest.param(Sampling(temperature=0.0), marks=pytest.mark.slow),
+        Sampling(temperature=0.0),
         pytest.param(
             Sampling(repetition_penalty=1.5, no_repeat_ngram=2, min_new_tokens=2),
             marks=pytest.mark.slow,

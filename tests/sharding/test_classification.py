@@ -59,6 +59,7 @@ def on_one_device():
     return jax.device_get(jax.jit(jax.value_and_grad(loss_of))(nn.unbox(boxed_params()), batch()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "seq": 2, "tensor": 2}], ids=str
 )

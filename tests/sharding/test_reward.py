@@ -91,6 +91,7 @@ def results(mesh):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_loss_gradient_and_metrics_are_those_of_one_device(name):
     found, wanted = results(MESHES[name]), results(MeshConfig())

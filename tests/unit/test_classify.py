@@ -79,6 +79,7 @@ def test_windows_are_the_first_and_evenly_spaced_ones():
         WindowSettings(length_tokens=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregate", ["max", "mean", "min"])
 def test_a_score_is_the_aggregate_of_its_windows(aggregate):
     chosen = ["", "abc", "the quick brown fox jumps over the lazy dog and then does so again"]

@@ -66,6 +66,7 @@ def _evaluate(made, output, **changes):
     return json.loads((output / "evaluation.json").read_text())["checkpoints"]
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_measured_on_the_same_text_at_every_length(made, tmp_path):
     rows = _evaluate(made, tmp_path / "out")
     assert [(r["name"], r["length"]) for r in rows] == [

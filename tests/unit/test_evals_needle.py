@@ -175,6 +175,7 @@ def ask(made, output):
     return [json.loads(line) for line in (output / verb.NEEDLE_NAME).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_verb_goes_on_where_it_was_broken_off(made, tmp_path, monkeypatch):
     whole = ask(made, tmp_path / "whole")
     summary = json.loads((tmp_path / "whole" / verb.SUMMARY_NAME).read_text())["checkpoints"]

@@ -73,6 +73,7 @@ def trained(tmp_path_factory):
     return folder, examples
 
 
+@pytest.mark.slow
 def test_it_learns_order_and_measures_itself(trained):
     folder, _ = trained
     measures = json.loads((folder / "scorer" / "measures.json").read_text())

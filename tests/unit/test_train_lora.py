@@ -70,6 +70,7 @@ def names_of(tree):
     return set(states.named_leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, MOE])
 def test_at_first_the_model_says_exactly_what_its_base_says(config):
     adapted = LoRA(CausalLM(config))
@@ -224,6 +225,7 @@ def evaluations(folder):
     return [line["eval/same/loss"] for line in lines if "eval/same/loss" in line]
 
 
+@pytest.mark.slow
 def test_the_base_stays_bit_for_bit_and_the_adapters_learn(adapted_run, base_run):
     params, base = saved(adapted_run, 4), states.named_leaves(saved(base_run, 4))
     for name, leaf in states.named_leaves(params[lora.BASE]).items():

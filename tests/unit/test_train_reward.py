@@ -180,6 +180,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(trained, given, tmp_path
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_a_language_model_and_a_reward_model_give_their_weights(tmp_path):
     params = nn.unbox(transformer.init_params(MODEL, jax.random.key(7)))
     checkpoint.save_model(tmp_path / "sft", MODEL, params)
