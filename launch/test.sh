@@ -2,7 +2,7 @@
 # Installs what is missing and runs linter, type checker and tests.
 #
 #   ./launch/test.sh                  everything
-#   ./launch/test.sh --fast           without the tests marked slow: five minutes, nine the first time
+#   ./launch/test.sh --fast           without the tests marked slow: about four minutes
 #   ./launch/test.sh tests/unit -k x  all checks; further arguments go to pytest
 #
 # Everything runs even if an earlier check fails; the exit code is 0 only if all passed.
