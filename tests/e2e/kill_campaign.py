@@ -36,7 +36,8 @@ def start(gin_file: str, folder: Path) -> subprocess.Popen:
     """Starts the pipeline in a folder, in a session of its own so that all of it can be killed."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "t5x_style.run.pipeline", f"--gin_file={gin_file}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": search, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     with open(folder / "log.txt", "ab") as log:
         return subprocess.Popen(
             command,

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from tests.e2e import kill_campaign
+from tests.suite import pace
+
+pytestmark = pytest.mark.exact
 
 SMALL = "small_quickstart.gin"
 
@@ -14,10 +17,11 @@ def gin_file():
     return str(kill_campaign.ROOT / "tests" / "e2e" / SMALL)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_pipeline_leaves_the_same_bytes(gin_file, tmp_path):
-    assert kill_campaign.campaign(gin_file, tmp_path, num_kills=3, seed=0) == []
+    num_kills = pace.strikes(3, "kills of the quickstart's pipeline")
+    assert kill_campaign.campaign(gin_file, tmp_path, num_kills, seed=0) == []
     folder = tmp_path / "killed" / "runs" / "quickstart"
     page = (folder / "report" / "report.html").read_text()
     assert "Not run" not in page

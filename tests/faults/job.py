@@ -6,8 +6,6 @@ Run as `python -m tests.faults.job FOLDER '{"total_steps": 6, ...}'`.
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import types
 from collections.abc import Sequence
@@ -27,8 +25,8 @@ from t5x_style.run.train import train
 from t5x_style.train import checkpoint, faults, run_folder
 from t5x_style.train.job import InitialRun, Job, LoopSettings
 from t5x_style.train.schedules import WarmupCosine
+from tests.suite import forks
 
-ROOT = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 64
 MODEL = TransformerConfig(
     vocab_size=VOCAB_SIZE,
@@ -100,21 +98,15 @@ def run(
     )
 
 
-def start(folder: Path, *, fault: str = "", devices: int = 1, **arguments: Any) -> subprocess.Popen:
+def start(
+    folder: Path, *, fault: str = "", devices: int = 1, **arguments: Any
+) -> forks.ForkedProcess:
     """Starts `run` in a process of its own, which inherits the compile cache."""
-    environment = os.environ | {
+    environment = {
         faults.FAULT_VARIABLE: fault,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONUNBUFFERED": "1",
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.job", str(folder), json.dumps(arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return forks.start("tests.faults.job", [folder, json.dumps(arguments)], environment)
 
 
 def leaves(run_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
@@ -150,6 +142,10 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
     return lines
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Runs the job in the folder that the first argument names, as the second one says."""
+    run(Path(arguments[0]), **json.loads(arguments[1]))
+
+
 if __name__ == "__main__":
-    given = json.loads(sys.argv[2])
-    run(Path(sys.argv[1]), **given)
+    main(sys.argv[1:])

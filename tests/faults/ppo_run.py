@@ -5,9 +5,8 @@ Also `python -m tests.faults.ppo_run FOLDER '{"name": "killed"}'`, to be killed 
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from t5x_style.align.ppo import PPOSettings
 from t5x_style.data.chat import ChatFormat
 from t5x_style.data.vocabulary import Vocabulary, train_vocabulary
 from t5x_style.infer.sampling import Sampling
-from t5x_style.models import reward, transformer
+from t5x_style.models import reward
 from t5x_style.models.config import TransformerConfig
 from t5x_style.objectives.ppo import Policy, Value
 from t5x_style.parallel.mesh import MeshConfig
@@ -31,6 +30,8 @@ from t5x_style.train.job import Job, LoopSettings
 from t5x_style.train.optimizers import AdamW
 from t5x_style.train.schedules import WarmupCosine
 from tests.faults import job
+from tests.fresh import fresh_params
+from tests.suite import forks
 
 VOCAB_SIZE = 430
 MODEL = TransformerConfig(
@@ -60,7 +61,7 @@ def make(folder: Path) -> Path:
         for number, word in enumerate(rng.choice(WORDS, 20))
     ]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    params = nn.unbox(transformer.init_params(MODEL, jax.random.key(0)))
+    params = fresh_params(MODEL)
     # A policy that ends its answers now and then, so that they are of several lengths.
     chat = ChatFormat(Vocabulary.load(str(folder / "tokenizer.model")))
     params["output"]["kernel"] = params["output"]["kernel"].at[:, chat.stop_ids[1]].mul(6.0)
@@ -130,17 +131,10 @@ def run(
     )
 
 
-def start(folder: Path, fault: str, **arguments: Any) -> subprocess.Popen:
+def start(folder: Path, fault: str, **arguments: Any) -> forks.ForkedProcess:
     """Starts `run` in a process of its own."""
-    environment = os.environ | {faults.FAULT_VARIABLE: fault, "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.ppo_run", str(folder), json.dumps(arguments)],
-        cwd=job.ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    environment = {faults.FAULT_VARIABLE: fault}
+    return forks.start("tests.faults.ppo_run", [folder, json.dumps(arguments)], environment)
 
 
 def lines(run_dir: Path) -> list[dict[str, float]]:
@@ -176,5 +170,10 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert found[name] == wanted[name], name
 
 
+def main(arguments: Sequence[str]) -> None:
+    """Runs PPO in the folder that the first argument names, as the second one says."""
+    run(Path(arguments[0]), **json.loads(arguments[1]))
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    main(sys.argv[1:])

@@ -17,13 +17,14 @@ from t5x_style.align import fast_path, judges, rollouts
 from t5x_style.align.fast_path import FastPathSettings, Findings, Flaw
 from t5x_style.align.loop import ACTOR
 from t5x_style.infer.sampling import Sampling
-from t5x_style.models import reward, transformer
+from t5x_style.models import reward
 from t5x_style.run import cool_rlhf as verb
 from t5x_style.run.cool_rlhf import RoundSettings, cool_rlhf
 from t5x_style.train import checkpoint, run_folder
 from tests.faults import ppo_run
+from tests.fresh import fresh_params
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exact]
 
 ROUNDS = 3
 PREFERENCES = [
@@ -69,7 +70,7 @@ def train_policy(run_dir, sft_run, reward_run, seed):
     if (Path(run_dir) / run_folder.DONE).is_file():
         return
     for step in (0, 2, 4):
-        params = nn.unbox(transformer.init_params(ppo_run.MODEL, jax.random.key(seed + step)))
+        params = fresh_params(ppo_run.MODEL, seed + step)
         model_at(actor, params, step)
     run_folder.write_json(Path(run_dir) / run_folder.DONE, {"seed": seed})
 
@@ -173,34 +174,32 @@ def straight(folder, request):
     patch.undo()
 
 
-# Where a run is stopped: before the nth call of a function of the module.
+# Where a run is stopped, one after the other: before the nth call of a function of the module.
 STOPS = [
-    ("_answers", 2),  # PPO of the second round is done
     ("_take_fast_path", 1),
+    ("_pool", 1),
+    ("_answers", 2),  # PPO of the second round is done
     ("_take_slow_path", 2),
     ("_about", 2),
-    ("_pool", 1),
     ("_pool", 2),
 ]
 
 
-@pytest.mark.parametrize(("name", "time"), STOPS)
-def test_stopped_between_parts_it_ends_in_the_same_bytes(
-    folder, straight, drawn, monkeypatch, name, time
-):
-    whole, calls = getattr(verb, name), []
+def test_stopped_between_parts_it_ends_in_the_same_bytes(folder, straight, drawn, monkeypatch):
+    for name, time in STOPS:
+        whole, calls = getattr(verb, name), []
 
-    def stopped(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == time:
-            raise KeyboardInterrupt
-        return whole(*args, **kwargs)
+        def stopped(*args, whole=whole, calls=calls, time=time, **kwargs):
+            calls.append(args)
+            if len(calls) == time:
+                raise KeyboardInterrupt
+            return whole(*args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(verb, name, stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, f"{name}{time}")
-    found = run(folder, f"{name}{time}")
+        with monkeypatch.context() as patch:
+            patch.setattr(verb, name, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                run(folder, "stopped")
+    found = run(folder, "stopped")
     assert len(drawn) == 3 * ROUNDS
     assert artefacts(found) == artefacts(straight)
 

@@ -1,19 +1,13 @@
 """The stages on real workers of a Dask cluster, some of which are killed."""
 
-import os
-import signal
-import threading
-import time
-
 import pytest
 
 from t5x_style.corpus.engine.dask_executor import DaskExecutor
 from tests.faults.killed_curation import (
     STAGES,
     Cluster,
+    StrikingExecutor,
     contents,
-    has_begun,
-    is_done,
     start_curate,
 )
 from tests.unit.curation import Curation, curate
@@ -32,7 +26,7 @@ def cluster(tmp_path):
         cluster.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_cluster_makes_the_bytes_of_one_machine_though_a_worker_dies_in_each_stage(
     cluster, tmp_path
 ):
@@ -42,28 +36,14 @@ def test_a_cluster_makes_the_bytes_of_one_machine_though_a_worker_dies_in_each_s
     archives = str(tmp_path / "in")
     curate(tmp_path / "here", archives, settings=SETTINGS)
 
-    struck = []
-
-    def strike():
-        """Kills a worker, without a word, once a stage has begun to keep what its tasks made."""
-        for stage in STAGES:
-            while not has_begun(tmp_path / "there", stage):
-                if is_done(tmp_path / "there", "documents"):
-                    return
-                time.sleep(0.005)
-            cluster.kill_worker()
-            struck.append(stage)
-
-    thread = threading.Thread(target=strike, daemon=True)
-    thread.start()
-    executor = DaskExecutor(str(cluster.file))
-    curate(tmp_path / "there", archives, settings=SETTINGS, executor=executor)
-    thread.join(10)
-    assert struck == list(STAGES)
+    executor = StrikingExecutor(DaskExecutor(str(cluster.file)), tmp_path / "marks", "worker")
+    with cluster.replacing_workers():
+        curate(tmp_path / "there", archives, settings=SETTINGS, executor=executor)
+    assert executor.struck() == list(STAGES)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign("struck")
 @pytest.mark.parametrize("struck", ["scheduler", "driver"])
 def test_what_dies_in_any_stage_the_next_start_ends_with_the_same_bytes(struck, tmp_path):
     for number in range(3):
@@ -71,40 +51,35 @@ def test_what_dies_in_any_stage_the_next_start_ends_with_the_same_bytes(struck, 
         write_archive(tmp_path / "in" / f"{number}.warc.gz", pages, f"DUMP-{number}")
     curate(tmp_path / "here", str(tmp_path / "in"), settings=SETTINGS)
 
-    def start(cluster):
+    def start(cluster, stages):
         return start_curate(
             tmp_path / "there",
             tmp_path / "in",
             documents_per_shard=SETTINGS.documents_per_shard,
             documents_per_partition=SETTINGS.documents_per_partition,
             scheduler=str(cluster.file),
+            marks=str(tmp_path / "marks"),
+            victim="driver" if struck == "driver" else str(cluster.processes[0].pid),
+            stages=stages,
         )
 
+    # Each of the two in a stage that works source by source, and in one whose rows travel.
+    stages = ("clean", "dedup") if struck == "scheduler" else ("raw", "dedup", "documents")
     clusters = [Cluster(tmp_path / "cluster")]
-    num_struck = 0
+    driver = None
     try:
-        clusters[-1].wait_for_file()
-        driver = start(clusters[-1])
-        for stage in STAGES:
-            while driver.poll() is None and not has_begun(tmp_path / "there", stage):
-                time.sleep(0.005)
-            if driver.poll() is not None:
-                break  # it was faster than the look at it
-            if struck == "driver":
-                os.kill(driver.pid, signal.SIGKILL)
-                assert driver.wait(60) == -signal.SIGKILL
-            else:
-                clusters[-1].kill_scheduler()
-                # The driver says so and ends, within the time that it waits for a connection.
-                assert driver.wait(120) != 0
+        for stage in [*stages, None]:
+            clusters[-1].wait_for_file()
+            driver = start(clusters[-1], stages)
+            code = driver.wait(120)
+            # The driver of a dead scheduler says so and ends.
+            assert (code == 0) == (stage is None)
+            assert stage is None or (tmp_path / "marks" / stage).exists()
+            if struck == "scheduler" and stage:
                 clusters.append(Cluster(tmp_path / f"cluster-{stage}"))
-                clusters[-1].wait_for_file()
-            num_struck += 1
-            driver = start(clusters[-1])
-        assert driver.wait(120) == 0
     finally:
-        driver.kill()
+        if driver:
+            driver.kill()
         for cluster in clusters:
             cluster.stop()
-    assert num_struck >= 3
     assert contents(tmp_path / "there") == contents(tmp_path / "here")

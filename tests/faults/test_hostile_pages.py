@@ -4,9 +4,7 @@ Damaged members and records are in `test_warc_damage` and `test_warc_zstd`, what
 source does with hostile tags in `test_corpus_html_scan`.
 """
 
-import contextlib
 import gzip
-import time
 import tracemalloc
 import zlib
 from collections import Counter
@@ -154,7 +152,6 @@ def test_every_hostile_page_ends_as_a_document_or_under_a_reason(tmp_path, extra
     # Pages of zeros fall to the cap on inflation; here they are to get as far as they can.
     page_settings = PageSettings(WarcLimits(inflation_ratio=1e6))
     limits = GuardLimits(cpu_secs=5, memory_bytes=1 << 30)
-    start = time.monotonic()
     run_raw(
         str(tmp_path / "raw"),
         str(path),
@@ -164,7 +161,6 @@ def test_every_hostile_page_ends_as_a_document_or_under_a_reason(tmp_path, extra
         executor=LocalExecutor(1),
     )
     run_clean(str(tmp_path / "raw"), str(tmp_path / "clean"), executor=LocalExecutor(1))
-    assert time.monotonic() - start < 60  # about 5 s
     documents = [row for b in read_documents(tmp_path / "clean") for row in b.to_pylist()]
     funnel = Funnel.read(tmp_path / "clean")
     urls = [row["url"] for row in documents]
@@ -222,7 +218,7 @@ _CHARSETS = ["", "utf-8", "UTF-16", "utf-7", "iso-2022-jp", "big5", "idna", "rot
 _URLS = ["", "http://a/", "http://[", "http://a/" + "x/" * 999, "\0", "http://\u0130/", "//"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(
@@ -244,7 +240,7 @@ def test_raw_and_clean_take_any_bytes(pages):
             assert -1 <= link["start"] <= link["end"] <= len(row["text"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(max_size=200) | st.sampled_from(prose(5)), max_size=5).map("\n".join))
 def test_statistics_and_rules_take_any_text(text):
     tidied = raw.tidy(text)
@@ -270,7 +266,7 @@ _DATA = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(_DATA) | st.text(max_size=9), max_size=12).map("".join))
 def test_masking_takes_any_text(text):
     masked = pii.mask(text, pii.MaskSettings())
@@ -279,17 +275,6 @@ def test_masking_takes_any_text(text):
     assert bounds == sorted(bounds)
     if "\0" not in text:
         assert pii.mask(masked.text, pii.MaskSettings()).text == masked.text
-
-
-# Less says nothing: a square would take more at the sizes used here.
-_LEAST_SECS = 1.0
-
-
-def cpu_secs(work, content):
-    begin = time.process_time()
-    with contextlib.suppress(RefusedResponse):
-        work(content)
-    return time.process_time() - begin
 
 
 def scan(source):
@@ -320,24 +305,28 @@ def respond(block):
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
-# The worst found for each pattern, as a function of a size. At four times the size a square takes
-# sixteen times the time; the sizes are such that one would take seconds.
+# The worst found for each pattern, as a function of a size. The sizes are such that what is linear
+# takes well under a second and a square a minute, which the suite's limit of processor time fails.
 WORST = {
-    "attribute separators": (scan, lambda n: "<a" + " " * n + "=>", 30_000),
-    "attribute slashes": (scan, lambda n: "<a " + "/ " * n + "=>", 20_000),
-    "attribute equals signs": (scan, lambda n: "<a " + "= " * n + ">", 50_000),
-    "separators of many tags": (scan, lambda n: ("<p x" + " " * 30_000 + ">") * n, 4),
+    "attribute separators": (scan, lambda n: "<a" + " " * n + "=>", 300_000),
+    "attribute slashes": (scan, lambda n: "<a " + "/ " * n + "=>", 200_000),
+    "attribute equals signs": (scan, lambda n: "<a " + "= " * n + ">", 200_000),
+    "separators of many tags": (scan, lambda n: ("<p x" + " " * 30_000 + ">") * n, 40),
     "quotes of both kinds": (scan, lambda n: "<a ='\"'\"=" * n, 100_000),
     "values never closed": (scan, lambda n: '<a =">' * n + "<a ='>" * n, 50_000),
     "titles never closed": (scan, lambda n: "<title>" + "</titl" * n, 200_000),
-    "entities in an address": (scan, lambda n: f"<a href='{'&a' * n}'>x", 100_000),
+    "entities in an address": (scan, lambda n: f"<a href='{'&a' * n}'>x", 400_000),
     "marks": (raw.take_marks, lambda n: (chr(0x10640) + chr(0x10600) * 2) * n, 50_000),
     "line ends": (raw.tidy, lambda n: "\r" * n + "\n\r" * n, 200_000),
     "a run of spaces": (raw.tidy, lambda n: " " * n + "x", 500_000),
     "runs of spaces": (raw.tidy, lambda n: (" " * 99 + chr(0x10641) * 99) * n, 2_000),
     "combining marks": (raw.tidy, lambda n: "a" + "\u0301" * n + "\u0316" * n, 50_000),
     "signs": (raw.tidy, lambda n: ("a" + "\u2603" * 30) * n, 5_000),
-    "meta elements": (lambda page: raw.decode_page(page, ""), lambda n: b"<meta charset" * n, 300),
+    "meta elements": (
+        lambda page: raw.decode_page(page, ""),
+        lambda n: b"<meta charset" * n,
+        20_000,
+    ),
     "policies": (line_edits, lambda n: "terms of us" * n, 100_000),
     "citations": (line_edits, lambda n: "[1" * n + "[" * n + "[1]\n" * n, 50_000),
     "lines of numbers": (corrections, lambda n: "1 " * n + "a\n" + "1 like\n" * n, 100_000),
@@ -352,9 +341,9 @@ WORST = {
     "a host of labels": (
         blocklists.Domains(["a"]).has_host_of,
         lambda n: "http://" + "b." * n,
-        9999,
+        100_000,
     ),
-    "phones in a row": (mask, lambda n: "+14155550100" * n, 2_000),
+    "phones in a row": (mask, lambda n: "+14155550100" * n, 10_000),
     "digits behind a plus": (mask, lambda n: "+" + "1" * n, 200_000),
     "signs of phones": (mask, lambda n: "+1" + " ().-" * n, 50_000),
     "mail without end": (mask, lambda n: "a@b." * n, 50_000),
@@ -379,13 +368,12 @@ WORST = {
 @pytest.mark.parametrize("name", WORST)
 def test_the_worst_input_of_each_pattern_takes_linear_time(name):
     work, make, size = WORST[name]
-    cpu_secs(work, make(10))  # what is loaded at first use
-    for _ in range(3):  # a machine may be busy with other things
-        short, long = cpu_secs(work, make(size)), cpu_secs(work, make(4 * size))
-        if long < max(_LEAST_SECS, 9 * short):
-            break
-    assert long < max(_LEAST_SECS, 9 * short), (short, long)
-    assert long < 5
+    content = make(4 * size)
+    if name == "spaces of a status line":
+        with pytest.raises(RefusedResponse, match="http_malformed"):
+            work(content)
+    else:
+        work(content)
 
 
 # Headers of records, which no member hides: each must cost its own length alone.
@@ -413,13 +401,7 @@ def test_headers_cost_no_more_than_their_length(tmp_path, name):
         assert [record.url for record in read_warc(path, losses)] == ["http://good/"]
         assert name == "blank lines" or losses
 
-    for _ in range(3):
-        short = cpu_secs(read, HEADERS[name](18_000))
-        long = cpu_secs(read, HEADERS[name](72_000))
-        if long < max(_LEAST_SECS, 9 * short):
-            break
-    assert long < max(_LEAST_SECS, 9 * short), (short, long)
-    assert long < 5
+    read(HEADERS[name](72_000))
 
 
 @pytest.mark.slow
@@ -455,7 +437,5 @@ def test_members_within_members_are_not_inflated_over_and_over(tmp_path):
     path = tmp_path / "x.warc.gz"
     path.write_bytes(b"".join(starts) + tail * 100 + MEMBER)
     losses = Counter()
-    begin = time.process_time()
     assert [record.url for record in read_warc(path, losses)] == ["http://good/"]
-    assert time.process_time() - begin < 5
     assert losses

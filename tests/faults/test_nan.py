@@ -9,6 +9,8 @@ import pytest
 from t5x_style.train import checkpoint, faults, run_folder
 from tests.unit.train_toy import fit_toy
 
+pytestmark = pytest.mark.exact
+
 
 def test_one_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
     monkeypatch.setenv(faults.FAULT_VARIABLE, "nan@step:3")

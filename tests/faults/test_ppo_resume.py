@@ -12,7 +12,7 @@ from t5x_style.align.loop import ACTOR, CRITIC, GUARD_LOG, SAMPLES
 from t5x_style.train import checkpoint, faults, run_folder
 from tests.faults import ppo_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exact]
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +62,22 @@ def test_a_run_learns_something_and_its_answers_are_of_several_lengths(straight)
     assert len({len(answer["tokens"]) for answer in answers}) > 2
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
+def test_stopped_again_and_again_it_goes_on_bit_for_bit(folder, straight, drawn, monkeypatch):
+    for fault in (
         "raise@iteration:2",  # in the critic's warm-up, before any answer
         "raise@sampled:2",  # in the warm-up, answers kept
         "raise@save:2",  # between the save and the next iteration
+        "term@sampled:4",
         "raise@sampled:5",
         "raise@iteration:6",
-        "term@sampled:4",
-    ],
-)
-def test_stopped_there_it_goes_on_bit_for_bit(folder, straight, drawn, monkeypatch, fault):
-    name = fault.replace("@", "-").replace(":", "-")
-    broken_off(folder, name, fault, monkeypatch)
-    ppo_run.run(folder, name)
+    ):
+        broken_off(folder, "stopped", fault, monkeypatch)
+    ppo_run.run(folder, "stopped")
     assert len(drawn) == len(set(drawn)) == 6
-    ppo_run.assert_same(ppo_run.end(folder / name), straight)
+    ppo_run.assert_same(ppo_run.end(folder / "stopped"), straight)
 
 
+@pytest.mark.campaign
 def test_killed_by_the_system_it_goes_on_bit_for_bit(folder, straight):
     for fault in ("kill@sampled:3", "kill@save:4"):
         process = ppo_run.start(folder, fault, name="killed")
@@ -90,18 +87,25 @@ def test_killed_by_the_system_it_goes_on_bit_for_bit(folder, straight):
     ppo_run.assert_same(ppo_run.end(folder / "killed"), straight)
 
 
-def test_a_save_of_the_critic_without_the_actor_s_is_not_used(folder, straight, monkeypatch):
+@pytest.fixture(scope="module")
+def broken_at_five(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        broken_off(folder, "five", "raise@iteration:5", patch)
+    return folder / "five"
+
+
+def test_a_save_of_the_critic_without_the_actor_s_is_not_used(folder, straight, broken_at_five):
     """As a kill between the two leaves it."""
-    broken_off(folder, "half", "raise@iteration:5", monkeypatch)
+    shutil.copytree(broken_at_five, folder / "half")
     shutil.rmtree(folder / "half" / ACTOR / run_folder.CHECKPOINTS / "4")
     ppo_run.run(folder, "half")
     ppo_run.assert_same(ppo_run.end(folder / "half"), straight)
 
 
 def test_a_damaged_checkpoint_is_made_again_and_nothing_is_begun_anew_without_a_word(
-    folder, straight, monkeypatch, capsys
+    folder, straight, broken_at_five, capsys
 ):
-    broken_off(folder, "damaged", "raise@iteration:5", monkeypatch)
+    shutil.copytree(broken_at_five, folder / "damaged")
     folders = [folder / "damaged" / name / run_folder.CHECKPOINTS for name in (ACTOR, CRITIC)]
 
     def damage(step):
@@ -195,28 +199,32 @@ def test_after_a_roll_back_models_are_those_of_the_checkpoint(folder, rolled_bac
             np.testing.assert_array_equal(x, found[name][leaf])
 
 
-@pytest.mark.parametrize("stops", [("sampled", 3, 2), ("iteration", 4, 2), ("sampled", 4, 1)])
-def test_a_run_that_was_taken_back_goes_on_bit_for_bit(
-    folder, rolled_back, drawn, monkeypatch, stops
-):
-    """Stopped the first, second ... time that it comes to a point: before and after going back."""
-    point, iteration, time = stops
-    name = f"back-{point}-{iteration}-{time}"
-    whole, seen = faults.FaultInjector.at, []
+def test_a_run_that_was_taken_back_goes_on_bit_for_bit(folder, rolled_back, drawn, monkeypatch):
+    """Stopped before it is taken back, and twice after."""
+    whole = faults.FaultInjector.at
+    log = folder / "taken" / GUARD_LOG
+    # Point, iteration, how often this process comes there, whether it has been taken back by then.
+    for *stop, time, is_back in (
+        ("sampled", 4, 1, False),
+        ("sampled", 3, 2, True),
+        ("iteration", 4, 1, True),
+    ):
+        seen = []
 
-    def at(self, here, step):
-        whole(self, here, step)
-        seen.append((here, step))
-        if seen.count((point, iteration)) == time and (here, step) == (point, iteration):
-            raise RuntimeError("stopped here")
+        def at(self, point, iteration, stop=stop, time=time, seen=seen):
+            whole(self, point, iteration)
+            seen.append([point, iteration])
+            if seen[-1] == stop and seen.count(stop) == time:
+                raise RuntimeError("stopped here")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(faults.FaultInjector, "at", at)
-        with pytest.raises(RuntimeError, match="stopped here"):
-            ppo_run.run(folder, name, guards=BACK, settings={"kl_target": None})
-    ppo_run.run(folder, name, guards=BACK, settings={"kl_target": None})
+        with monkeypatch.context() as patch:
+            patch.setattr(faults.FaultInjector, "at", at)
+            with pytest.raises(RuntimeError, match="stopped here"):
+                ppo_run.run(folder, "taken", guards=BACK, settings={"kl_target": None})
+        assert log.exists() == is_back
+    ppo_run.run(folder, "taken", guards=BACK, settings={"kl_target": None})
     assert len(drawn) == len(set(drawn)) == 6
-    ppo_run.assert_same(ppo_run.end(folder / name), rolled_back)
+    ppo_run.assert_same(ppo_run.end(folder / "taken"), rolled_back)
 
 
 def test_with_nothing_to_go_back_to_a_run_stops(folder):

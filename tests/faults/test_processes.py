@@ -32,7 +32,8 @@ def finish(processes):
     assert [process.returncode for process in processes] == [0] * len(texts), "\n\n".join(texts)
 
 
-@pytest.mark.slow
+@pytest.mark.exact
+@pytest.mark.campaign
 def test_two_processes_stop_together_and_end_as_one_process_does(tmp_path):
     job.make_store(tmp_path / "store")
     # Steps enough for the signal to have reached both before they are through.
@@ -45,55 +46,54 @@ def test_two_processes_stop_together_and_end_as_one_process_does(tmp_path):
     assert job.digest(tmp_path / "two") == job.digest(tmp_path / "one")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("devices", "mesh"),
-    [
-        (1, {"data": 1, "fsdp": 2}),
-        # Both processes see the same rows, and each gives half of their positions.
-        (1, {"data": 1, "seq": 2}),
-        (2, {"data": 1, "fsdp": 2, "seq": 2}),
-        # The axis that shares rows does not lie within a process.
-        (2, {"data": 1, "seq": 4}),
-    ],
-)
-def test_two_processes_agree_with_one_on_any_mesh(tmp_path, devices, mesh):
-    job.make_store(tmp_path / "store")
-    finish([job.start(tmp_path, name="one", validate=True, **STEPS)])
-    finish(start_two(tmp_path, name="two", devices=devices, mesh=mesh, validate=True, **STEPS))
-    one, two = job.metrics(tmp_path / "one"), job.metrics(tmp_path / "two")
-    assert [line.keys() for line in one] == [line.keys() for line in two]
-    for line, other in zip(one, two, strict=True):
+def assert_close(run_dir, other_dir):
+    lines, others = job.metrics(run_dir), job.metrics(other_dir)
+    assert [line.keys() for line in lines] == [line.keys() for line in others]
+    for line, other in zip(lines, others, strict=True):
         np.testing.assert_allclose(list(line.values()), list(other.values()), rtol=1e-5)
-    # One process goes on from what two have saved.
+
+
+@pytest.mark.campaign
+def test_two_processes_agree_with_one_on_any_mesh(tmp_path):
+    job.make_store(tmp_path / "store")
     more = STEPS | {"total_steps": 10}
-    finish([job.start(tmp_path, name=name, validate=True, **more) for name in ("one", "two")])
-    ends = [job.metrics(tmp_path / name)[-1] for name in ("one", "two")]
-    assert ends[0]["step"] == 10
-    np.testing.assert_allclose(list(ends[0].values()), list(ends[1].values()), rtol=1e-5)
+    finish([job.start(tmp_path, name="one", validate=True, **STEPS)])
+    # Each process has rows of its own, and shares out their positions among its devices.
+    rows = {"data": 1, "fsdp": 2, "seq": 2}
+    finish(start_two(tmp_path, name="rows", devices=2, mesh=rows, validate=True, **STEPS))
+    assert_close(tmp_path / "rows", tmp_path / "one")
+    # Both processes see the same rows, and each gives half of their positions.
+    positions = {"data": 1, "seq": 4}
+    finish(start_two(tmp_path, name="positions", devices=2, mesh=positions, validate=True, **STEPS))
+    assert_close(tmp_path / "positions", tmp_path / "one")
+    # One process goes on from what two have saved.
+    finish([job.start(tmp_path, name=name, validate=True, **more) for name in ("one", "rows")])
+    assert job.metrics(tmp_path / "one")[-1]["step"] == 10
+    assert_close(tmp_path / "rows", tmp_path / "one")
 
 
 def is_stopped(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except FileNotFoundError:  # it has ended and been waited for since it was asked
+        return False
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["kill", "raise", "hang", "stop"])
-@pytest.mark.parametrize("struck", [0, 1])
+# Each kind, and each process struck: the one that others connect to, and another.
+@pytest.mark.campaign("kind")
+@pytest.mark.parametrize(
+    ("kind", "struck"), [("kill", 0), ("raise", 1), ("hang", 0), ("stop", 1), ("kill", 1)]
+)
 def test_what_strikes_one_process_ends_the_other(tmp_path, kind, struck):
     job.make_store(tmp_path / "store")
     by_process = [f"{kind}@step:3" if index == struck else "" for index in range(2)]
     limit = {"step_timeout_secs": 5.0} if kind == "hang" else {}
     processes = start_two(tmp_path, by_process, **STEPS, **limit)
     first, other = processes[struck], processes[1 - struck]
-    deadline_secs = time.monotonic() + 120
     try:
         while first.poll() is None and other.poll() is None and not is_stopped(first.pid):
-            assert time.monotonic() < deadline_secs
             time.sleep(0.05)
-        begun_secs = time.monotonic()
         text = other.communicate(timeout=60)[0]
-        print(f"{kind}: the other process ended after {time.monotonic() - begun_secs:.1f} s")
         if kind == "stop":
             first.send_signal(signal.SIGCONT)
         texts = {first: first.communicate(timeout=60)[0], other: text}
@@ -120,7 +120,7 @@ def test_settings_that_cannot_be_joined_are_refused():
         Processes("localhost:1")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_process_whose_peers_do_not_come_says_so(tmp_path):
     job.make_store(tmp_path / "store")
     alone = job.start(tmp_path, processes=["localhost:1", 2, 1, HEARTBEAT_SECS, 2], **STEPS)

@@ -15,6 +15,8 @@ from t5x_style.train.schedules import WarmupCosine
 from tests.faults import job
 from tests.unit.train_toy import fit_toy
 
+pytestmark = pytest.mark.exact
+
 
 def assert_same(found, expected):
     found, expected = states.named_leaves(found), states.named_leaves(expected)

@@ -11,6 +11,9 @@ import pytest
 
 from t5x_style.train import checkpoint, faults, run_folder
 from tests.faults import job
+from tests.suite import pace
+
+pytestmark = pytest.mark.exact
 
 STEPS: dict[str, Any] = {"total_steps": 8, "checkpoint_every_steps": 2, "log_every_steps": 3}
 
@@ -31,7 +34,7 @@ def reference(tmp_path_factory):
     return folder, job.digest(folder / "straight")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign("fault")
 @pytest.mark.parametrize("fault", ["term@step:4", "term@step:8", "kill@save:4"])
 def test_a_process_that_is_ended_ends_the_same_when_started_again(reference, fault):
     folder, expected = reference
@@ -52,12 +55,12 @@ def test_a_process_that_is_ended_ends_the_same_when_started_again(reference, fau
     assert not list((run_dir / run_folder.CHECKPOINTS).glob("*tmp*"))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_kills_at_random_moments_end_the_same(reference):
     folder, expected = reference
     moments = random.Random(0)
     run_dir = folder / "random"
-    for _ in range(2):
+    for _ in range(pace.strikes(2, "kills at random moments of a training")):
         process = job.start(folder, name="random", **STEPS)
         metrics = run_dir / run_folder.METRICS
         size = metrics.stat().st_size if metrics.exists() else 0
@@ -70,7 +73,7 @@ def test_kills_at_random_moments_end_the_same(reference):
     assert job.digest(run_dir) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_second_writer_is_refused_and_the_first_goes_on(reference):
     folder, expected = reference
     # Slow enough to be found at work: it hangs after its third step until it is ended.
@@ -88,7 +91,7 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(reference):
     assert job.digest(folder / "doubled") == expected
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_step_that_hangs_ends_the_process_with_its_stacks(reference):
     folder, _ = reference
     process = job.start(folder, name="hung", fault="hang@step:3", step_timeout_secs=2.0, **STEPS)

@@ -1,7 +1,6 @@
 """Damaged and hostile web archives: each fault costs its own record, and is counted."""
 
 import gzip
-import time
 import tracemalloc
 import zlib
 from collections import Counter
@@ -192,14 +191,13 @@ def test_every_flipped_byte_costs_at_most_its_own_record(tmp_path):
 
 
 def test_records_that_claim_long_blocks_do_not_cost_the_square_of_the_file(tmp_path):
+    """The suite's limit of processor time holds it: 0.5 s, where a square takes minutes."""
     claims = b"WARC/1.0\r\nContent-Length: 1048583\r\n\r\n" * 30_000
     for name, content in {"claims.warc": claims, "claims.warc.gz": member(claims)}.items():
         path = tmp_path / name
         path.write_bytes(content)
-        start = time.process_time()
         losses = Counter()
         assert list(read_warc(path, losses)) == []
-        assert time.process_time() - start < 10, name  # about 0.5 s; minutes if it were a square
         assert losses
 
 

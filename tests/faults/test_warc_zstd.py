@@ -2,7 +2,6 @@
 
 import gzip
 import struct
-import time
 import tracemalloc
 from collections import Counter
 
@@ -125,9 +124,7 @@ def test_a_zstd_bomb_is_not_held_in_memory(tmp_path):
     block = struct.pack("<I", (1 << 17) << 3 | 1 << 1)[:3] + b"\0"  # 128 KiB of zeros
     bomb = b"\x28\xb5\x2f\xfd\x00\x58" + block * 100_000  # 12 GB
     tracemalloc.start()
-    start = time.process_time()
     urls, losses = read(tmp_path / "x.warc.zst", FRAMES[0] + bomb + FRAMES[1])
-    assert time.process_time() - start < 5
     assert tracemalloc.get_traced_memory()[1] < 80_000_000
     tracemalloc.stop()
     assert urls == URLS[:2]

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from t5x_style.data import packing
 from t5x_style.evals.perplexity import LengthTotals, position_edges, token_nll
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
+from tests.fresh import fresh_params
 
 _CONFIG = TransformerConfig(
     vocab_size=90,
@@ -31,7 +31,7 @@ _BYTES = np.concatenate([np.zeros(3), np.arange(87) % 6 + 1]).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def params():
-    return nn.unbox(transformer.init_params(_CONFIG, jax.random.key(0)))
+    return fresh_params(_CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_packing_batch_size_and_row_length_do_not_change_it(params, documents):
 
 def test_no_array_of_all_tokens_by_the_vocabulary_is_made(params, documents):
     config = TransformerConfig(**{**_CONFIG.to_dict(), "vocab_size": 4001})
-    shapes = jax.eval_shape(lambda: nn.unbox(transformer.init_params(config, jax.random.key(0))))
+    shapes = jax.eval_shape(lambda: fresh_params(config))
     batch = next(iter(_batches(documents, 48, 2, together=False)))
     text = jax.jit(token_nll(config, chunk_tokens=8)).lower(shapes, batch).compile().as_text()
     assert text

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.models.config import MoEConfig, TransformerConfig
 from t5x_style.objectives.classification import Classification
 from t5x_style.ops.classification import binary_nll, segment_means
 from t5x_style.ops.routers import TopK
+from tests.fresh import fresh_params
 from tests.numerics import internlm2_numpy as formulas
 
 CONFIG = TransformerConfig(
@@ -57,7 +57,7 @@ def batch(sizes=SIZES, length=LENGTH):
 @functools.cache
 def params():
     """Norms' scales and the bias are drawn too, as ones and zeros would hide a forgotten one."""
-    drawn = nn.unbox(Classification(CONFIG).init(jax.random.key(0)))
+    drawn = fresh_params(Classification(CONFIG))
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype) if x.ndim < 2 else x, drawn

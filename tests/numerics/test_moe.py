@@ -21,6 +21,7 @@ from t5x_style.ops.routers import Dropless, ExpertChoice, Rectify, Sam, TopK
 from t5x_style.parallel import dispatch
 from t5x_style.run.hf_export import hf_export
 from t5x_style.train import checkpoint
+from tests.fresh import fresh_params
 from tests.numerics.one_hot_dispatch import one_hot_dispatch
 from tests.numerics.test_ops_experts import formula
 
@@ -65,8 +66,9 @@ def test_a_layer_is_the_sum_of_what_its_routes_say(name):
     router = ROUTERS[name]
     config = with_experts(router)
     x, is_real = layer_arrays()
-    params = nn.unbox(MoE(config).init(jax.random.key(0), x, is_real, 1)["params"])
-    y = np.asarray(MoE(config).apply({"params": params}, x, is_real, 1))
+    layer = MoE(config)
+    params = nn.unbox(jax.jit(lambda: layer.init(jax.random.key(0), x, is_real, 1)["params"])())
+    y = np.asarray(jax.jit(lambda params: layer.apply({"params": params}, x, is_real, 1))(params))
     y = y.reshape(RANKS, -1, CONFIG.embed_dim)
     weights = [np.asarray(params[n], np.float64) for n in ("w1", "w3", "w2")]
     with_five = [np.concatenate([w, w]) for w in weights]  # `formula` has five experts at most
@@ -79,9 +81,10 @@ def test_a_layer_is_the_sum_of_what_its_routes_say(name):
     own = EXPERTS // RANKS
     capacity = router.capacity(tokens.shape[1], EXPERTS, num_ranks=RANKS)
     per_bin = EXPERTS // router.num_bins(EXPERTS, num_ranks=RANKS)
+    route = jax.jit(lambda logits, real, rank: router(logits, real, rank=rank, num_ranks=RANKS))
     for rank in range(RANKS):
         logits = jnp.asarray(tokens[rank], jnp.float32) @ params["router"]
-        routes = jax.device_get(router(logits, jnp.asarray(real[rank]), rank=rank, num_ranks=RANKS))
+        routes = jax.device_get(route(logits, jnp.asarray(real[rank]), jnp.int32(rank)))
         for s, token in enumerate(tokens[rank]):
             wanted = np.zeros(CONFIG.embed_dim)
             for r in range(routes.bin_SR.shape[1]):
@@ -150,7 +153,7 @@ def test_tokens_travel_as_products_with_masks_say(name):
 
 
 def dense():
-    params = nn.unbox(transformer.init_params(CONFIG, jax.random.key(0)))
+    params = fresh_params(CONFIG)
     return params, jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 3, CONFIG.vocab_size)
 
 
@@ -218,8 +221,8 @@ def test_tokens_without_a_place_are_left_out_where_nothing_rectifies():
     config, experts = upcycled(
         params, CONFIG, with_experts(TopK(capacity_factor=0.25)).moe, jax.random.key(2)
     )
-    wanted = transformer.Transformer(CONFIG).apply({"params": params}, tokens)
-    found = transformer.Transformer(config).apply({"params": experts}, tokens)
+    wanted = jax.jit(transformer.Transformer(CONFIG).apply)({"params": params}, tokens)
+    found = jax.jit(transformer.Transformer(config).apply)({"params": experts}, tokens)
     assert float(jnp.abs(found - wanted).max()) > 0.1
 
 
@@ -254,7 +257,7 @@ def lm_batch():
 @pytest.mark.parametrize("name", ["rectify2", "sam"])
 def test_scanned_unrolled_and_rematerialised_layers_agree(name):
     config = with_experts(ROUTERS[name], num_shared_experts=1)
-    params = nn.unbox(transformer.init_params(config, jax.random.key(0)))
+    params = fresh_params(config)
     batch = lm_batch()
 
     def gradient(config, params):
@@ -262,7 +265,7 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(name):
             loss_sum, weight_sum, metrics = CausalLM(config).loss(params, batch, jax.random.key(0))
             return loss_sum / weight_sum, metrics
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     (loss, metrics), wanted = gradient(config, params)
     assert metrics["moe/slots_filled"][1] > 0
@@ -283,9 +286,10 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(name):
 def test_losses_of_routers_reach_the_objective():
     config = with_experts(TopK(balance_coefficient=0.5))
     free = with_experts(TopK(balance_coefficient=0.0))
-    params = nn.unbox(transformer.init_params(config, jax.random.key(0)))
-    with_loss, weight, metrics = CausalLM(config).loss(params, lm_batch(), jax.random.key(0))
-    without, _, _ = CausalLM(free).loss(params, lm_batch(), jax.random.key(0))
+    params = fresh_params(config)
+    (with_loss, weight, metrics), (without, _, _) = (
+        jax.jit(CausalLM(x).loss)(params, lm_batch(), jax.random.key(0)) for x in (config, free)
+    )
     total, num = metrics["moe/balance_loss"]
     assert num == 2  # layers with experts
     assert float((with_loss - without) / weight) == pytest.approx(0.5 * float(total), rel=1e-4)

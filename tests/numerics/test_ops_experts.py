@@ -49,9 +49,14 @@ def test_each_row_is_what_its_experts_make_of_it(num_rows, copies, chosen):
 
     with jax.enable_x64(True):
         args = jax.tree.map(jnp.asarray, (x, weights))
-        found, pull = jax.vjp(lambda x, w: experts.chosen_experts(x, expert, w)[0], *args)
+
+        @jax.jit
+        def both(args, d_y):
+            found, pull = jax.vjp(lambda x, w: experts.chosen_experts(x, expert, w)[0], *args)
+            return found, pull(d_y), jax.vjp(by_formula, *args)[1](d_y)
+
+        found, gradients, expected = both(args, jnp.asarray(d_y))
         np.testing.assert_allclose(found, wanted, atol=1e-12)
-        gradients, expected = pull(jnp.asarray(d_y)), jax.vjp(by_formula, *args)[1](d_y)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
@@ -69,7 +74,9 @@ def test_gradients_of_both_uses_of_the_weights_are_summed():
         return y, experts.buffered_experts(x.reshape(NUM_EXPERTS, 10, DIM), w)
 
     d_out = (jnp.float32(d_y), jnp.float32(d_y.reshape(NUM_EXPERTS, 10, DIM)))
-    found, wanted = (jax.vjp(f, *args)[1](d_out) for f in (threaded, apart))
+    found, wanted = jax.jit(
+        lambda args, d_out: [jax.vjp(f, *args)[1](d_out) for f in (threaded, apart)]
+    )(args, d_out)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -77,11 +84,13 @@ def test_gradients_of_both_uses_of_the_weights_are_summed():
 def test_other_platforms_products_say_the_same(monkeypatch):
     x, weights, expert, _ = arrays(100, 2)
     args = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (x, weights))
-    blockwise = experts.chosen_experts(args[0], expert, args[1])[0]
+
+    def found():
+        return jax.jit(lambda x, w: experts.chosen_experts(x, expert, w)[0])(*args)
+
+    blockwise = found()
     monkeypatch.setattr(experts, "platform", lambda: "gpu")
-    np.testing.assert_allclose(
-        experts.chosen_experts(args[0], expert, args[1])[0], blockwise, atol=1e-5
-    )
+    np.testing.assert_allclose(found(), blockwise, atol=1e-5)
 
 
 def test_rows_are_taken_and_their_gradients_brought_back():

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
@@ -13,6 +12,7 @@ from t5x_style.objectives import ppo
 from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.objectives.ppo import Policy, Value, pretrain_part, token_scores
 from t5x_style.ops.losses import linear_cross_entropy
+from tests.fresh import fresh_params
 
 BATCH, LENGTH, DIM, VOCAB, PADDED = 2, 7, 6, 11, 16
 MODEL = TransformerConfig(
@@ -170,7 +170,7 @@ def of_targets(values_BTV, batch):
 @pytest.fixture(scope="module")
 def params():
     with jax.enable_x64(True):
-        return nn.unbox(transformer.init_params(MODEL, jax.random.key(0)))
+        return fresh_params(MODEL)
 
 
 def with_old(params, batch, temperature):
@@ -282,7 +282,7 @@ def test_the_share_of_text_adds_half_its_mean_loss(params):
 @pytest.mark.parametrize("value_clip", [None, 0.1])
 def test_the_critic_s_loss_is_half_the_square_and_clipped_if_so_set(value_clip):
     value = Value(MODEL, value_clip=value_clip)
-    params = nn.unbox(value.init(jax.random.key(1)))
+    params = fresh_params(value, 1)
     params["head"]["kernel"] = jnp.asarray(np.random.default_rng(0).normal(size=16))
     batch, rng = rows(3), np.random.default_rng(4)
     returns, old = (jnp.asarray(rng.normal(size=(3, 10))) for _ in range(2))

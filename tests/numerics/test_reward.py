@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.models.config import MoEConfig, TransformerConfig
 from t5x_style.models.reward import RewardModel
 from t5x_style.objectives.reward import Reward
 from t5x_style.ops.preferences import PreferenceLoss
 from t5x_style.ops.routers import TopK
+from tests.fresh import fresh_params
 from tests.numerics import internlm2_numpy as formulas
 
 CONFIG = TransformerConfig(
@@ -67,7 +67,7 @@ def ids_of(size):
 @functools.cache
 def params():
     """Norms' scales are drawn too, as ones would hide a forgotten one."""
-    drawn = nn.unbox(Reward(CONFIG, head_init_std=0.3).init(jax.random.key(0)))
+    drawn = fresh_params(Reward(CONFIG, head_init_std=0.3))
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype) if x.ndim < 2 else x, drawn
@@ -194,7 +194,7 @@ def test_a_swapped_pair_has_the_opposite_margin():
 def test_a_fresh_head_scores_nothing_or_little():
     tokens = jnp.asarray(ids_of(12))[None]
     for std, least, most in ((0.0, 0.0, 0.0), (0.01, 1e-3, 0.2)):
-        drawn = nn.unbox(Reward(CONFIG, head_init_std=std).init(jax.random.key(0)))
+        drawn = fresh_params(Reward(CONFIG, head_init_std=std))
         assert set(drawn) == {"backbone", "head"}
         assert "output" not in drawn["backbone"]
         assert drawn["head"]["kernel"].shape == (CONFIG.embed_dim,)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.ops.losses import linear_cross_entropy
 from t5x_style.parallel.remat import POLICIES
+from tests.fresh import fresh_params
 from tests.numerics import internlm2_numpy as formulas
 
 CONFIG = TransformerConfig(
@@ -36,7 +36,7 @@ change = functools.partial(dataclasses.replace, CONFIG)
 
 @functools.partial(jax.jit, static_argnums=0)
 def initial(config):
-    return nn.unbox(transformer.init_params(config, jax.random.key(0)))
+    return fresh_params(config)
 
 
 @functools.cache

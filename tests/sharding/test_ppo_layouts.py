@@ -7,7 +7,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.align import loop
 from t5x_style.align.layouts import Layouts
@@ -22,6 +21,7 @@ from t5x_style.run import plan_ppo
 from t5x_style.train import state as states
 from t5x_style.train.job import Job
 from t5x_style.train.schedules import WarmupCosine
+from tests.fresh import fresh_params
 from tests.sharding.test_transformer_sharding import CONFIG
 
 ROWS, LENGTH, NUM_NEW = 8, 24, 8
@@ -75,7 +75,7 @@ def models_of(ppo, layouts):
 
 def scorer_of(ppo, layouts):
     mesh, table = ppo.critic.device_mesh, ppo.critic.table(layouts.reward_rules)
-    params = nn.unbox(Reward(CONFIG, head_init_std=0.5).init(jax.random.key(2)))
+    params = fresh_params(Reward(CONFIG, head_init_std=0.5), 2)
     return RewardScorer(CONFIG, params, 63, mesh=mesh, axis_rules=table, batch_tokens=64)
 
 
@@ -154,6 +154,7 @@ def test_each_model_lies_as_asked_and_nothing_else_changes(name):
         assert plan_ppo.bytes_on_device(kept[of_model]) == on_first, of_model
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_the_plan_adds_what_each_program_needs_to_what_is_kept(monkeypatch, tmp_path, capsys):
     devices = Topology("pod", CHIPS["v5p"], jax.devices())

@@ -159,6 +159,7 @@ def test_an_iteration_in_microbatches_is_that_in_one(parts):
     assert_close(iterated(ONE, ONE, parts=parts), on_one())
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(
     ("mesh", "parts"), [(ONE, (1, 1)), (ONE, (4, 1)), (ONE, (1, 4)), (CUT, (1, 1)), (CUT, (2, 1))]
 )

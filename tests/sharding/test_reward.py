@@ -5,13 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.models.config import TransformerConfig
 from t5x_style.objectives.reward import Reward
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.train.batch import place_batch
 from t5x_style.train.job import Job
+from tests.fresh import fresh_params
 
 CONFIG = TransformerConfig(
     vocab_size=64,
@@ -81,7 +81,7 @@ def results(mesh):
         return loss_sum / weight_sum, metrics
 
     with job.in_place():
-        params = nn.unbox(OBJECTIVE.init(jax.random.key(1)))
+        params = fresh_params(OBJECTIVE, 1)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, job.abstract_state.params)
         placed = place_batch(batch(), job.train_batch)
         return jax.device_get(

@@ -73,6 +73,7 @@ def answers(seed):
     return rows, rng.normal(size=ROWS).astype(np.float32)
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_the_ratio_stays_one_while_the_learning_rate_is_zero():
     ppo, models = begun(0.0)

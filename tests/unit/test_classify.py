@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.data.vocabulary import MODEL_NAME, train_vocabulary
 from t5x_style.infer import classify
@@ -16,6 +15,7 @@ from t5x_style.objectives.classification import Classification
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.run.scorers import load_scorer
 from t5x_style.text_windows import WindowSettings
+from tests.fresh import fresh_params
 
 CONFIG = TransformerConfig(
     vocab_size=440,
@@ -39,7 +39,7 @@ def encode(text):
 
 @functools.cache
 def params():
-    return nn.unbox(Classification(CONFIG).init(jax.random.key(0)))
+    return fresh_params(Classification(CONFIG))
 
 
 def scorer(aggregate="mean", **reading):

@@ -210,7 +210,7 @@ _PLAIN_VALUES = st.recursive(
 )
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(value=_PLAIN_VALUES)
 def test_every_plain_value_survives_the_resolved_text(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("values")

@@ -1,7 +1,5 @@
 """Pages to text: charset, main content, title, links in place, language."""
 
-import time
-
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -147,9 +145,9 @@ def test_tidy_twice_is_tidy_once(text):
 
 @pytest.mark.parametrize("run", [" ", "\n", " \n", "\t", "\u00a0", "\U00010640 ", "\r"])
 def test_tidy_takes_linear_time(run):
-    start = time.process_time()
-    tidy("a" + run * 300_000 + "b")
-    assert time.process_time() - start < 5  # about 0.1 s
+    """About 0.1 s; the suite's limit of processor time would fail a square."""
+    tidied = tidy("a" + run * 300_000 + "b")
+    assert (tidied[0], tidied[-1]) == ("a", "b")
 
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)

@@ -92,7 +92,6 @@ def damaged(content, edits):
 @pytest.mark.parametrize("name", FORMS)
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

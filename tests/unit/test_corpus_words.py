@@ -1,7 +1,6 @@
 """Words cut at marks, and the rules as datatrove's filters have them."""
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -265,11 +264,6 @@ def test_an_unknown_definition_is_refused():
     "unit", ["(", "a.", "a-b.c", "'s", "a@", ".", "'", "x://", "):", "-", "a'"]
 )
 def test_time_grows_with_the_length_of_a_hostile_text_alone(unit):
-    def secs(count):
-        started = time.process_time()
-        text_statistics([unit * count], dataclasses.replace(OF_TEXT, words="spaces_and_marks"))
-        return time.process_time() - started
-
-    secs(1000)
-    short = secs(20_000)
-    assert secs(320_000) < 64 * max(short, 0.01)
+    """The suite's limit of processor time would fail a square."""
+    definitions = dataclasses.replace(OF_TEXT, words="spaces_and_marks")
+    text_statistics([unit * 320_000], definitions)

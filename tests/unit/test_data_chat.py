@@ -135,7 +135,7 @@ hostile = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_no_text_becomes_a_control_token(chat, data):
     text = data.draw(hostile)
@@ -153,7 +153,7 @@ def test_no_text_becomes_a_control_token(chat, data):
     assert chat.vocabulary.decode(ids).count(text) >= 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(hostile, st.lists(st.tuples(st.sampled_from(["plugin", "interpreter"]), hostile)))
 def test_what_is_rendered_is_read_back(chat, text, calls):
     turn = Turn("assistant", text, calls=tuple(Call(*call) for call in calls))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from t5x_style.data.order import SequentialOrder, ShuffledOrder, permuted, scrambled
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(1, 3000), seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 10**9))
 def test_permuted_is_a_permutation(size, seed, epoch):
     assert sorted(permuted(np.arange(size), size, (seed, epoch))) == list(range(size))

@@ -21,7 +21,7 @@ def log_normal(count, seed, sigma=1.0, mean=330):
     return np.maximum(1, draws).astype(np.int64)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=60), length=st.integers(1, 17))
 def test_every_prediction_is_in_exactly_one_row_that_holds_it(sizes, length):
     num_targets = np.array(sizes, np.int64)

@@ -1,5 +1,6 @@
 """seqio in, token stores out: tasks, mixtures, metrics, and the two verbs that tie them."""
 
+import functools
 import itertools
 import json
 
@@ -14,17 +15,16 @@ from t5x_style.data.vocabulary import Vocabulary, train_vocabulary
 from t5x_style.run.tasks import tasks
 from t5x_style.run.vocabulary import vocabulary
 
-seqio = pytest.importorskip("seqio")
-from seqio import test_utils  # noqa: E402
-
-from t5x_style.data import seqio_tasks  # noqa: E402
+pytestmark = pytest.mark.usefixtures("seqio")
 
 HARD = "a <|im_start|>\u2581b </s>\n\t12345 \u4e2d\u6587 [UNUSED_TOKEN_146]\0"
 TEXTS = [f"document {i} " + "some words more " * (i % 9) + HARD for i in range(60)]
 UNIFORM_NATS = np.log(500)
 
 
-VOCABULARY = train_vocabulary(TEXTS, 500)
+@functools.cache
+def own_vocabulary():
+    return train_vocabulary(TEXTS, 500)
 
 
 @pytest.fixture(scope="module")
@@ -38,39 +38,52 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(files):
+    from t5x_style.data import seqio_tasks
+
     spec = TextTask("own", train_files=files, validation_share=0.2)
-    return seqio_tasks.register_task(spec, VOCABULARY)
+    return seqio_tasks.register_task(spec, own_vocabulary())
 
 
 def texts_of(dataset):
     """Decodes what a task or mixture gives; every example ends in eos."""
     examples = [example["targets"].tolist() for example in dataset.as_numpy_iterator()]
     assert all(ids[-1] == 2 for ids in examples)
-    return [VOCABULARY.decode(ids) for ids in examples]
+    return [own_vocabulary().decode(ids) for ids in examples]
 
 
 def test_the_adapter_encodes_and_decodes_as_the_vocabulary():
-    adapter = seqio_tasks.SeqioVocabulary(VOCABULARY)
-    assert adapter.vocab_size == VOCABULARY.vocab_size
+    from t5x_style.data import seqio_tasks
+
+    adapter = seqio_tasks.SeqioVocabulary(own_vocabulary())
+    assert adapter.vocab_size == own_vocabulary().vocab_size
     assert (adapter.bos_id, adapter.eos_id, adapter.unk_id) == (1, 2, 0)
-    ids = VOCABULARY.encode(HARD)
+    ids = own_vocabulary().encode(HARD)
     assert adapter.encode(HARD) == ids == adapter.encode_tf(HARD).numpy().tolist()
     assert adapter.decode([*ids, 2, 7]) == HARD
     rows = np.array([[*ids, 2, 7, 7], [*ids, *[2] * 3]], np.int32)
     assert [text.decode() for text in adapter.decode_tf(rows).numpy()] == [HARD, HARD]
-    assert adapter == seqio_tasks.SeqioVocabulary(VOCABULARY)
+    assert adapter == seqio_tasks.SeqioVocabulary(own_vocabulary())
     assert adapter != seqio_tasks.SeqioVocabulary(train_vocabulary(TEXTS[:9], 450))
 
 
 def test_examples_pass_seqio_test_utils(task):
+    from seqio import test_utils
+
+    from t5x_style.data import seqio_tasks
+
     examples = list(test_utils.test_preprocessing("own", {"train": {"text": HARD}}, seed=0))
     assert len(examples) == 1
-    assert examples[0]["targets"].tolist() == [*VOCABULARY.encode(HARD), VOCABULARY.eos_id]
+    assert examples[0]["targets"].tolist() == [
+        *own_vocabulary().encode(HARD),
+        own_vocabulary().eos_id,
+    ]
     assert examples[0]["targets"].dtype == np.int32
     seqio_tasks.check_task("own")
 
 
 def test_a_task_that_tokenises_wrongly_fails_its_check(task, monkeypatch):
+    from t5x_style.data import seqio_tasks
+
     monkeypatch.setattr(Vocabulary, "decode", lambda self, ids: "something else")
     with pytest.raises(AssertionError, match="does not survive"):
         seqio_tasks.check_task("own")
@@ -89,6 +102,8 @@ def test_the_same_seed_is_the_same_order_and_splits_are_disjoint(task):
 
 @pytest.mark.parametrize("num_shards", [2, 4, 7])
 def test_shards_together_are_the_whole(task, num_shards):
+    import seqio
+
     parts = [
         texts_of(
             task.get_dataset(
@@ -102,9 +117,11 @@ def test_shards_together_are_the_whole(task, num_shards):
 
 
 def test_a_mixture_draws_by_rates_and_is_the_same_again(files):
+    from t5x_style.data import seqio_tasks
+
     for name, score in (("low", 0), ("high", 3)):
         seqio_tasks.register_task(
-            TextTask(name, train_files=files, matching={"good": str(score)}), VOCABULARY
+            TextTask(name, train_files=files, matching={"good": str(score)}), own_vocabulary()
         )
     mixture = seqio_tasks.register_mixture("both", {"low": 3.0, "high": 1.0})
     seqio_tasks.check_mixture("both")
@@ -115,11 +132,13 @@ def test_a_mixture_draws_by_rates_and_is_the_same_again(files):
 
 
 def test_the_evaluator_scores_bits_per_byte_and_accuracy(task):
+    import seqio
+
     evaluator = seqio.Evaluator(
         "own", seqio.LMFeatureConverter(pack=False), eval_split="validation"
     )
     held_out = texts_of(task.get_dataset(None, "validation", shuffle=False))
-    lengths = [len(VOCABULARY.encode(text)) + 1 for text in held_out]
+    lengths = [len(own_vocabulary().encode(text)) + 1 for text in held_out]
 
     def score(dataset):
         # Backwards, as the evaluator must put them in order by their index.
@@ -134,7 +153,9 @@ def test_the_evaluator_scores_bits_per_byte_and_accuracy(task):
 
 
 def test_metrics_merge_as_sums_and_leave_out_masked_examples(task):
-    examples = [{"targets": np.array([*VOCABULARY.encode(text), 2])} for text in TEXTS[:4]]
+    from t5x_style.data import seqio_tasks
+
+    examples = [{"targets": np.array([*own_vocabulary().encode(text), 2])} for text in TEXTS[:4]]
     scores = np.array([-1.0, -2.0, -4.0, -8.0])
 
     def metrics(part, **kwargs):
@@ -208,9 +229,9 @@ def manifest_bytes(folder, split):
 
 
 def test_a_published_model_is_taken_in_place_of_training(tmp_path):
-    VOCABULARY.save(tmp_path / "published.model")
+    own_vocabulary().save(tmp_path / "published.model")
     vocabulary(str(tmp_path / "out"), pretrained_model=str(tmp_path / "published.model"))
-    assert Vocabulary.load(tmp_path / "out").fingerprint == VOCABULARY.fingerprint
+    assert Vocabulary.load(tmp_path / "out").fingerprint == own_vocabulary().fingerprint
     described = json.loads((tmp_path / "out" / "vocabulary.json").read_text())
     assert described["special_ids"]["<|im_start|>"] == 499
 
@@ -223,7 +244,7 @@ def test_a_vocabulary_is_trained_on_a_sample_of_the_texts(files, tmp_path):
 
 
 def test_mistakes_are_named(files, tmp_path):
-    VOCABULARY.save(tmp_path / "tokenizer.model")
+    own_vocabulary().save(tmp_path / "tokenizer.model")
     own = TextTask("own", train_files=files)
     none = TextTask("none", train_files=files, matching={"good": "never"})
     for specs, mixture, message in [
@@ -250,7 +271,7 @@ def test_own_text_is_registered_with_gin_alone(files, tmp_path):
     flags = [
         "--gin_file=data/own_text.gin",
         f"--gin.TRAIN_FILES={files!r}",
-        f"--gin.VOCABULARY_DIR={str(tmp_path / 'vocabulary')!r}",
+        f"--gin.own_vocabulary()_DIR={str(tmp_path / 'vocabulary')!r}",
         f"--gin.TASKS_DIR={str(tmp_path / 'tasks')!r}",
         "--gin.vocabulary.vocabulary.vocab_size=480",
     ]

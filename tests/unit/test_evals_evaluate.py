@@ -5,17 +5,15 @@ import json
 import types
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
 import pytest
 
 from t5x_style.data.token_store import TokenStoreWriter
-from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.run.evaluate import evaluate
 from t5x_style.train.checkpoint import save_model
+from tests.fresh import fresh_params
 
 _CONFIG = TransformerConfig(
     vocab_size=60,
@@ -47,7 +45,7 @@ def made(tmp_path_factory):
             writer.add(np.concatenate([[1], rng.integers(3, 60, size - 2), [2]]))
     for i, base in enumerate((50_000.0, 1e6)):
         config = dataclasses.replace(_CONFIG, rope_base=base, trained_length=16 * 4**i)
-        params = nn.unbox(transformer.init_params(config, jax.random.key(i)))
+        params = fresh_params(config, i)
         save_model(folder / f"run{i}", config, params)
     return folder
 
@@ -116,6 +114,6 @@ def test_mistakes_name_the_setting(made, tmp_path):
     with pytest.raises(ValueError, match=r"evaluate\.checkpoints"):
         _evaluate(made, tmp_path / "o", checkpoints={})
     other = dataclasses.replace(_CONFIG, vocab_size=61)
-    save_model(tmp_path / "run", other, nn.unbox(transformer.init_params(other, jax.random.key(0))))
+    save_model(tmp_path / "run", other, fresh_params(other))
     with pytest.raises(ValueError, match=r"evaluate\.store"):
         _evaluate(made, tmp_path / "o", checkpoints={"x": str(tmp_path / "run")})

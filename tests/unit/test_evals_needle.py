@@ -4,10 +4,8 @@ import json
 import random
 from collections import Counter
 
-import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.data.text_tasks import TextTask
 from t5x_style.data.vocabulary import train_vocabulary
@@ -22,11 +20,11 @@ from t5x_style.evals.needle import (
     stretches,
     trimmed,
 )
-from t5x_style.models import transformer
 from t5x_style.models.config import TransformerConfig
 from t5x_style.run import needle as verb
 from t5x_style.run.plant import TEXTS_NAME, plant
 from t5x_style.train import checkpoint
+from tests.fresh import fresh_params
 
 NEEDLE = Needle(
     statement="\nThe code of {key} is {value}.\n",
@@ -154,7 +152,7 @@ def made(tmp_path_factory):
         mlp_dim=16,
     )
     for seed in (0, 1):
-        params = nn.unbox(transformer.init_params(config, jax.random.key(seed)))
+        params = fresh_params(config, seed)
         checkpoint.save_model(folder / f"run{seed}", config, params)
     return folder
 

@@ -155,7 +155,7 @@ def test_seqio_gets_a_stand_in_where_editdistance_has_no_wheel(bin_folder, tmp_p
         assert (tmp_path / "venv" / "log").read_text().count("launch/editdistance") == count
 
 
-@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(a=st.text("abc", max_size=8), b=st.text("abc", max_size=8))
 def test_the_stand_in_measures_what_the_compiled_package_does(a, b):
     import editdistance

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.infer import reward
 from t5x_style.infer.reward import RewardScorer
@@ -16,6 +15,7 @@ from t5x_style.models.config import TransformerConfig
 from t5x_style.models.reward import RewardModel
 from t5x_style.objectives.reward import Reward
 from t5x_style.parallel.mesh import MeshConfig
+from tests.fresh import fresh_params
 
 CONFIG = TransformerConfig(
     vocab_size=60,
@@ -35,7 +35,7 @@ REWARD_ID = 59
 
 @functools.cache
 def params():
-    return nn.unbox(Reward(CONFIG, head_init_std=0.5).init(jax.random.key(0)))
+    return fresh_params(Reward(CONFIG, head_init_std=0.5))
 
 
 def scorer(config=CONFIG, mesh=None, **options):

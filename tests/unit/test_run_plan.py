@@ -17,6 +17,8 @@ from t5x_style.train import flops
 from t5x_style.train.job import Job
 from t5x_style.train.schedules import WarmupCosine
 
+pytestmark = pytest.mark.exact
+
 MODEL = TransformerConfig(
     vocab_size=96,
     num_layers=2,

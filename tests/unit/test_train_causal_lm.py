@@ -12,6 +12,7 @@ from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.train import flops
 from t5x_style.train import state as states
 from t5x_style.train.step import make_eval_step
+from tests.fresh import fresh_params
 
 CONFIG = TransformerConfig(
     vocab_size=48,
@@ -48,7 +49,7 @@ def test_metrics_are_sums_over_the_tokens_that_count():
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
         k: (v.shape, v.dtype) for k, v in shapes.items()
     }
-    params = nn.unbox(objective.init(jax.random.key(0)))
+    params = fresh_params(objective)
     metrics = jax.jit(make_eval_step(objective))(params, batch)
     weights = batch["loss_weights"]
     nll, weight_sum = map(float, metrics["loss"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.evals.binary import binary_measures
 from t5x_style.infer.classify import ReadingSettings
@@ -21,6 +20,10 @@ from t5x_style.text_windows import WindowSettings
 from t5x_style.train import checkpoint, run_folder
 from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import Job, LoopSettings
+from tests.fresh import fresh_params
+
+# Runs that all tests share are compared bit for bit.
+pytestmark = pytest.mark.exact
 
 MODEL = TransformerConfig(
     vocab_size=430,
@@ -128,7 +131,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(trained, tmp_path, monke
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_a_trained_decoder_gives_its_weights(tmp_path, scan_layers):
     decoder = dataclasses.replace(MODEL, causal=True, scan_layers=scan_layers, num_layers=2)
-    params = nn.unbox(transformer.init_params(decoder, jax.random.key(7)))
+    params = fresh_params(decoder, 7)
     checkpoint.save_model(tmp_path, decoder, params)
     objective = Classification(dataclasses.replace(MODEL, num_layers=2))
     job = Job(objective, schedule=lambda step: step, total_steps=1, batch_size=8, length=8)

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.data.batches import Component
 from t5x_style.data.token_store import TokenStoreWriter
@@ -29,6 +28,7 @@ from t5x_style.train.initial_base import InitialBase
 from t5x_style.train.job import InitialRun, Job, LoopSettings
 from t5x_style.train.optimizers import AdamW
 from t5x_style.train.schedules import WarmupCosine
+from tests.fresh import fresh_params
 from tests.unit.data_stores import fake_vocabulary
 from tests.unit.test_train_causal_lm import packed_batch
 
@@ -48,13 +48,9 @@ MERGED = jax.jit(lora.merged)
 ONE_DEVICE = MeshConfig(data=1)
 
 
-def fresh(objective, seed=0):
-    return jax.jit(lambda key: nn.unbox(objective.init(key)))(jax.random.key(seed))
-
-
 def drawn(objective, seed=0):
     """Params whose adapters are not zero."""
-    params = fresh(objective, seed)
+    params = fresh_params(objective, seed)
     rng = np.random.default_rng(seed)
     adapters = jax.tree.map(
         lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), params[lora.ADAPTERS]
@@ -74,7 +70,7 @@ def names_of(tree):
 @pytest.mark.parametrize("config", [CONFIG, MOE])
 def test_at_first_the_model_says_exactly_what_its_base_says(config):
     adapted = LoRA(CausalLM(config))
-    params = fresh(adapted)
+    params = fresh_params(adapted)
     leaves = states.named_leaves(params[lora.ADAPTERS])
     assert all((leaf == 0).all() == name.endswith("/b") for name, leaf in leaves.items())
     merged, base = (states.named_leaves(x) for x in (MERGED(params), params[lora.BASE]))
@@ -225,6 +221,7 @@ def evaluations(folder):
     return [line["eval/same/loss"] for line in lines if "eval/same/loss" in line]
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_the_base_stays_bit_for_bit_and_the_adapters_learn(adapted_run, base_run):
     params, base = saved(adapted_run, 4), states.named_leaves(saved(base_run, 4))
@@ -259,6 +256,7 @@ def test_the_sampler_and_the_export_take_merged_weights(adapted_run, tmp_path):
         np.testing.assert_array_equal(held, own, err_msg=name)
 
 
+@pytest.mark.exact
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(adapted_run, store, base_run, tmp_path):
     initial = InitialBase(base_run, objective=ADAPTED)
@@ -292,7 +290,7 @@ def test_any_objective_may_be_adapted():
     encoder = dataclasses.replace(CONFIG, causal=False)
     adapted = LoRA(Classification(encoder), targets="encoder/.*/wqkv$")
     assert adapted.model == encoder and set(adapted.batch_shapes(2, 8)) >= {"labels"}
-    assert names_of(fresh(adapted)[lora.ADAPTERS]) == {
+    assert names_of(fresh_params(adapted)[lora.ADAPTERS]) == {
         "encoder/layers/attention/wqkv/a",
         "encoder/layers/attention/wqkv/b",
     }
@@ -309,7 +307,7 @@ def test_any_objective_may_be_adapted():
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        fresh(LoRA(CausalLM(CONFIG), **settings))
+        fresh_params(LoRA(CausalLM(CONFIG), **settings))
 
 
 def test_the_start_of_an_adaptation_is_for_adaptations(base_run):

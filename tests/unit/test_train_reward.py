@@ -6,14 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.data.chat import ChatFormat, Turn
 from t5x_style.data.domain_prompts import DomainPrompts
 from t5x_style.data.preferences import scored_ids
 from t5x_style.data.vocabulary import Vocabulary, train_vocabulary
 from t5x_style.infer.reward import RewardScorer
-from t5x_style.models import lora, transformer
+from t5x_style.models import lora
 from t5x_style.models.config import TransformerConfig
 from t5x_style.objectives.causal_lm import CausalLM
 from t5x_style.objectives.lora import LoRA
@@ -25,6 +24,10 @@ from t5x_style.train import checkpoint, run_folder
 from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import Job, LoopSettings
 from t5x_style.train.trained_model import TrainedModel
+from tests.fresh import fresh_params
+
+# Runs that all tests share are compared bit for bit.
+pytestmark = pytest.mark.exact
 
 MODEL = TransformerConfig(
     vocab_size=430,
@@ -182,7 +185,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(trained, given, tmp_path
 
 @pytest.mark.slow
 def test_a_language_model_and_a_reward_model_give_their_weights(tmp_path):
-    params = nn.unbox(transformer.init_params(MODEL, jax.random.key(7)))
+    params = fresh_params(MODEL, 7)
     checkpoint.save_model(tmp_path / "sft", MODEL, params)
     objective = dataclasses.replace(OBJECTIVE, head_init_std=0.1)
     job = Job(objective, schedule=lambda step: step, total_steps=1, batch_size=8, length=16)
@@ -204,7 +207,7 @@ def test_a_language_model_and_a_reward_model_give_their_weights(tmp_path):
 @pytest.mark.slow
 def test_a_run_with_adapters_gives_its_merged_weights(tmp_path):
     objective = LoRA(CausalLM(MODEL), rank=2, targets="(wqkv|w2)$")
-    params = nn.unbox(objective.init(jax.random.key(0)))
+    params = fresh_params(objective)
     params["lora"] = jax.tree.map(lambda leaf: leaf + 0.1, params["lora"])
     checkpoint.save_model(tmp_path / "sft", MODEL, params)
     job = Job(OBJECTIVE, schedule=lambda step: step, total_steps=1, batch_size=8, length=16)
@@ -218,7 +221,7 @@ def test_a_run_with_adapters_gives_its_merged_weights(tmp_path):
 
 
 def test_verbs_for_language_models_refuse_a_reward_model(tmp_path):
-    params = nn.unbox(OBJECTIVE.init(jax.random.key(0)))
+    params = fresh_params(OBJECTIVE)
     checkpoint.save_model(tmp_path / "reward", MODEL, params)
     model = TrainedModel("mine", str(tmp_path / "reward"), "generate.generate.checkpoints")
     with pytest.raises(ValueError, match=r"generate\.checkpoints: .*reward is of .* no tokens"):

@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from t5x_style.train.schedules import WarmupCosine, phase_end_step
@@ -40,7 +40,6 @@ def test_phases_of_the_paper():
     assert ends == [0, 522_000, 574_200, 580_000]
 
 
-@settings(deadline=None)
 @given(
     shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), spare_steps=st.integers(0, 500)
 )

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from t5x_style.parallel.mesh import MeshConfig
 from t5x_style.train import state as states
@@ -14,6 +13,7 @@ from t5x_style.train.batch import abstract_batch, place_batch
 from t5x_style.train.optimizers import AdamW
 from t5x_style.train.schedules import WarmupCosine
 from t5x_style.train.step import make_train_step
+from tests.fresh import fresh_params
 from tests.unit.train_toy import Bigram, make_batch
 
 OPTIMIZER = AdamW()
@@ -21,7 +21,7 @@ SCHEDULE = WarmupCosine(peak=1e-2, total_steps=10)
 
 
 def first_state(objective):
-    params = nn.unbox(objective.init(jax.random.key(0)))
+    params = fresh_params(objective)
     zero = jnp.zeros((), jnp.int32)
     return states.TrainState(zero, params, OPTIMIZER.transformation().init(params), zero)
 

@@ -78,7 +78,7 @@ def _spares_user_defined(proto) -> None:
         piece.type = Piece.USER_DEFINED
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=unicode_text)
 @example(text="".join(SPELLED))
 @example(text="")

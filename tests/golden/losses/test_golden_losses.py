@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+import pytest
 
 from t5x_style.models.config import TransformerConfig
 from t5x_style.objectives.causal_lm import CausalLM
@@ -21,10 +21,15 @@ from t5x_style.train.optimizers import AdamW
 from t5x_style.train.schedules import WarmupCosine
 from t5x_style.train.state import TrainState
 from t5x_style.train.step import make_train_step
+from tests.fresh import fresh_params
+from tests.suite import optimizations
+
+pytestmark = pytest.mark.exact
 
 FOLDER = Path(__file__).parent
-# Other processors add in another order; what a change of the arithmetic does is far larger.
-TOLERANCE = 2e-5
+# That of whole models. Other processors add in another order, which ten steps make 5e-5 of (seen
+# between two x86 processors); what a change of the arithmetic does is far larger.
+TOLERANCE = 1e-4
 
 
 def batch_at(step, rows=8, length=32, vocab_size=64):
@@ -167,7 +172,8 @@ def ten_steps(objective, batches, num_microbatches=2):
     """Trains a fresh model; returns loss and gradient norm of each step, [10, 2]."""
     optimizer = AdamW()
     transformation = optimizer.transformation()
-    params = nn.unbox(objective.init(jax.random.key(0)))
+    with optimizations.skipped():
+        params = fresh_params(objective)
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, params, transformation.init(params), zero)
     schedule = WarmupCosine(peak=1e-2, total_steps=10, warmup_steps=3)

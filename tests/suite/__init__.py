@@ -1,0 +1,1 @@
+"""How the suite runs: what its tests cost, in which order and how many of them; no tests."""
