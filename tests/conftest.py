@@ -6,6 +6,7 @@ The environment is set before any test module is imported, because JAX and Tenso
 they are first imported. Processes that a test starts inherit it.
 """
 
+import gc
 import ipaddress
 import os
 import socket
@@ -72,9 +73,12 @@ def pytest_collection_modifyitems(session, config, items) -> None:
 
 
 def pytest_collection_finish(session) -> None:
-    """Watches compilations from the first test on."""
+    """Watches compilations from the first test on; what is there by now is no garbage."""
     import jax.monitoring
 
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
     compile_time.watch(jax.monitoring)
 
 

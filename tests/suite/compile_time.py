@@ -24,7 +24,7 @@ def watch(monitoring) -> None:
     begun = threading.local()
     counted_secs = 0.0
 
-    def on_duration(event: str, *_, **__) -> None:
+    def on_duration(event: str, duration_secs: float, **_) -> None:
         # XLA compiles on several threads, so its wall time would be too little; and several threads
         # may compile at once, so what one of them has counted is not counted again.
         nonlocal counted_secs
@@ -32,7 +32,8 @@ def watch(monitoring) -> None:
             begun.secs = time.process_time()
         elif event == _COMPILED:
             now_secs = time.process_time()
-            secs = now_secs - max(getattr(begun, "secs", now_secs), counted_secs)
+            begun_secs = begun.__dict__.pop("secs", now_secs - duration_secs)
+            secs = now_secs - max(begun_secs, counted_secs)
             counted_secs = now_secs
             os.write(log, f"{max(secs, 0.0):.6f}\n".encode())
 

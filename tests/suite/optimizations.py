@@ -5,10 +5,8 @@ where bits, golden values or plans are compared, are compiled as they are for us
 every compiled program is dropped, so that none of one kind is met by a test of the other.
 """
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 
 VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
@@ -24,17 +22,6 @@ def choose(are_skipped: bool) -> None:
         return
     os.environ[VARIABLE] = str(int(are_skipped))
     follow_environment()
-
-
-@contextlib.contextmanager
-def skipped() -> Iterator[None]:
-    """Within an exact test, for what is only to be computed: the same values on every run."""
-    before = os.environ.get(VARIABLE) == "1"
-    choose(True)
-    try:
-        yield
-    finally:
-        choose(before)
 
 
 def follow_environment() -> None:

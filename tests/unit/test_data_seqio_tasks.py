@@ -271,7 +271,7 @@ def test_own_text_is_registered_with_gin_alone(files, tmp_path):
     flags = [
         "--gin_file=data/own_text.gin",
         f"--gin.TRAIN_FILES={files!r}",
-        f"--gin.own_vocabulary()_DIR={str(tmp_path / 'vocabulary')!r}",
+        f"--gin.VOCABULARY_DIR={str(tmp_path / 'vocabulary')!r}",
         f"--gin.TASKS_DIR={str(tmp_path / 'tasks')!r}",
         "--gin.vocabulary.vocabulary.vocab_size=480",
     ]

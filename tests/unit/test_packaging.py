@@ -35,7 +35,14 @@ INDIRECT = {
     "pyright": "launch/test.sh",
 }
 # Modules that come with a declared package under another name.
-COMES_WITH = {"ml_dtypes": "jax", "jaxlib": "jax", "tensorstore": "orbax-checkpoint"}
+COMES_WITH = {
+    "ml_dtypes": "jax",
+    "jaxlib": "jax",
+    "tensorstore": "orbax-checkpoint",
+    "gin": "gin-config",
+    "orbax": "orbax-checkpoint",
+    "google": "protobuf",
+}
 # Extras that a room may count on, besides the core.
 ROOM_EXTRAS = {
     "corpus": ("corpus", "cluster"),
@@ -128,18 +135,19 @@ def test_the_core_lock_holds_no_tensorflow():
     assert not core & {"tensorflow", "seqio", "tensorflow-datasets", "clu", "keras", "matplotlib"}
 
 
-def distributions_of(module: str, known: dict[str, list[str]]) -> set[str]:
+@functools.cache
+def distributions_of(top: str) -> set[str]:
     """Returns the packages that an imported module may come from."""
-    top = module.partition(".")[0]
     if top in COMES_WITH:
         return {COMES_WITH[top]}
-    if top == "google":
-        return {"protobuf"}
+    if canonicalize_name(top) in names(*setup_py()["EXTRAS"]):
+        return {canonicalize_name(top)}
+    # Reads what every installed package holds, which takes seconds.
+    known = importlib.metadata.packages_distributions()
     return {canonicalize_name(name) for name in known.get(top, [top])}
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
-    known = importlib.metadata.packages_distributions()
     undeclared, used = [], set()
     for path in [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]:
         is_package = path.is_relative_to(PACKAGE)
@@ -149,7 +157,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
             top = module.partition(".")[0]
             if top in sys.stdlib_module_names or top in ("t5x_style", "tests", "setuptools"):
                 continue
-            packages = distributions_of(module, known)
+            packages = distributions_of(top)
             used |= packages
             if is_package and not packages & names(*extras):
                 undeclared.append(f"{shown(path)}:{line}: {top} ({' or '.join(packages)})")

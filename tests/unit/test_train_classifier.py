@@ -21,6 +21,7 @@ from t5x_style.train import checkpoint, run_folder
 from t5x_style.train.initial_part import InitialPart
 from t5x_style.train.job import Job, LoopSettings
 from tests.fresh import fresh_params
+from tests.suite.costs import slow_fixture
 
 # Runs that all tests share are compared bit for bit.
 pytestmark = pytest.mark.exact
@@ -40,7 +41,7 @@ SETTINGS = ClassifierSettings(epochs=6, batch_size=8, peak_learning_rate=2e-2)
 READING = ReadingSettings(WindowSettings(32, 2), batch_tokens=256)
 
 
-def write_examples(path, num=300, seed=0):
+def write_examples(path, num=200, seed=0):
     """Texts that are true where "before" is before "after": no bag of words tells."""
     rng = np.random.default_rng(seed)
     words = ["the", "house", "runs", "blue", "seven", "over", "tree", "and", "it"]
@@ -68,7 +69,7 @@ def run(folder, examples, **changed):
     train_classifier(examples, **(arguments | changed))
 
 
-@pytest.fixture(scope="module")
+@slow_fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifier")
     examples = write_examples(folder / "examples.jsonl")
@@ -81,7 +82,7 @@ def test_it_learns_order_and_measures_itself(trained):
     folder, _ = trained
     measures = json.loads((folder / "scorer" / "measures.json").read_text())
     assert measures["roc_area"] > 0.95
-    assert 50 < measures["num_true"] + measures["num_false"] < 120
+    assert 25 < measures["num_true"] + measures["num_false"] < 60
     others = write_examples(folder / "others.jsonl", 90, seed=1)
     texts = [json.loads(line) for line in Path(others).read_text().splitlines()]
     found = load_scorer(folder / "scorer").scores([x["text"] for x in texts])
