@@ -102,7 +102,9 @@ def run_inner(folder: Path, *arguments: str) -> str:
     (folder / "conftest.py").write_text(INNER_CONFTEST)
     (folder / "test_inner.py").write_text(INNER_TESTS)
     command = ("-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", f"--rootdir={folder}")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}", pace.SLOWNESS_VARIABLE: "1"}
+    # Without what was asked of the outer run.
+    own = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = own | {"PYTHONPATH": f"{ROOT}", pace.SLOWNESS_VARIABLE: "1"}
     return run_python(*command, *arguments, cwd=folder, env=environment).stdout
 
 
