@@ -135,6 +135,10 @@ def test_the_core_lock_holds_no_tensorflow():
     assert not core & {"tensorflow", "seqio", "tensorflow-datasets", "clu", "keras", "matplotlib"}
 
 
+# Once: it reads what every installed package holds.
+installed_packages = functools.cache(importlib.metadata.packages_distributions)
+
+
 @functools.cache
 def distributions_of(top: str) -> set[str]:
     """Returns the packages that an imported module may come from."""
@@ -142,9 +146,7 @@ def distributions_of(top: str) -> set[str]:
         return {COMES_WITH[top]}
     if canonicalize_name(top) in names(*setup_py()["EXTRAS"]):
         return {canonicalize_name(top)}
-    # Reads what every installed package holds, which takes seconds.
-    known = importlib.metadata.packages_distributions()
-    return {canonicalize_name(name) for name in known.get(top, [top])}
+    return {canonicalize_name(name) for name in installed_packages().get(top, [top])}
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
