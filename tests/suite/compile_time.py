@@ -13,13 +13,15 @@ from pathlib import Path
 LOG_VARIABLE = "T5X_TESTS_COMPILE_LOG"
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_watched: set[str] = set()
 
 
 def watch(monitoring) -> None:
-    """Has `jax.monitoring` report every compilation of this process to the log."""
+    """Has `jax.monitoring` report every compilation of this process to the log, once."""
     path = os.environ.get(LOG_VARIABLE)
-    if not path:
+    if not path or path in _watched:
         return
+    _watched.add(path)
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     begun = threading.local()
     counted_secs = 0.0
