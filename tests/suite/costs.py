@@ -69,6 +69,7 @@ class Meter:
         os.environ[compile_time.LOG_VARIABLE] = str(path)
         self._log = compile_time.CompileLog(path)
         self._start = self._of_fixtures = Cost()
+        self._is_slow = False
         self._over_limit: list[str] = []
         self.costs: dict[str, Cost] = {}
 
@@ -103,13 +104,15 @@ class Meter:
             place = (function.__module__, function.__name__)
             if place not in _IMPORTS:
                 name = f"{fixturedef.baseid or 'tests'}::{fixturedef.argname} (fixture)"
-                self._add(name, cost.minus(self._of_fixtures), place in _SLOW_FIXTURES)
+                is_slow = self._is_slow or place in _SLOW_FIXTURES
+                self._add(name, cost.minus(self._of_fixtures), is_slow)
             self._of_fixtures = outer.plus(cost)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item):
         """Begins to count."""
         self._start, self._of_fixtures = self.now(), Cost()
+        self._is_slow = item.get_closest_marker("slow") is not None
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -117,7 +120,7 @@ class Meter:
         """Ends to count, and fails the test if it, or a fixture set up for it, is too dear."""
         result = yield
         cost = self.now().minus(self._start).minus(self._of_fixtures)
-        self._add(item.nodeid, cost, item.get_closest_marker("slow") is not None)
+        self._add(item.nodeid, cost, self._is_slow)
         over, self._over_limit = self._over_limit, []
         if over:
             pytest.fail(
