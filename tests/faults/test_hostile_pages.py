@@ -143,9 +143,8 @@ def record_of(name):
     return response_record(f"http://hostile/{name}", DATE, make(), http_headers=headers)
 
 
-@pytest.mark.parametrize(
-    "extractor", ["resiliparse", pytest.param("blocks", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("extractor", ["resiliparse", "blocks"])
 def test_every_hostile_page_ends_as_a_document_or_under_a_reason(tmp_path, extractor):
     neighbours = [response_record(url, DATE, body) for url, body in GOOD]
     members = [*neighbours[:2], *map(record_of, PAGES), *neighbours[2:]]
