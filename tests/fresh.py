@@ -17,7 +17,6 @@ def _compiled_init(model: Any) -> Any:
     return jax.jit(model.init)
 
 
-def fresh_params(model: Any, seed: int = 0, *, boxed: bool = False) -> Any:
+def fresh_params(model: Any, seed: int = 0) -> Any:
     """Returns the parameters of a `TransformerConfig`, or of an objective, as bare arrays."""
-    params = _compiled_init(model)(jax.random.key(seed))
-    return params if boxed else nn.unbox(params)
+    return nn.unbox(_compiled_init(model)(jax.random.key(seed)))

@@ -174,10 +174,6 @@ class Cluster:
             is_over.set()
             thread.join()
 
-    def kill_scheduler(self) -> None:
-        """Kills the scheduler, without a word; its workers end of themselves."""
-        os.kill(self.processes[0].pid, signal.SIGKILL)
-
     def stop(self) -> None:
         """Ends all processes."""
         for process in self.processes:

@@ -102,17 +102,14 @@ class Paces:
         self._line = measure_once()
         self._scaled_down: dict[str, str] = {}
 
-    def pytest_report_header(self) -> str:
-        """Returns the line for the head of the output."""
-        return self._line
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
         """Takes what a worker has scaled down."""
         self._scaled_down |= getattr(node, "workeroutput", {}).get("scaled_down", {})
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
-        """Prints what was scaled down."""
+        """Prints how fast the machine was, and what was scaled down."""
+        terminalreporter.write_line(self._line)
         found = self._scaled_down | scaled_down
         if found:
             terminalreporter.section("scaled down on this slow machine")
